@@ -1,0 +1,38 @@
+.PHONY: help run test check format bench bench-peers clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+run: ## start a hub with the demo in it
+	@scripts/setup
+	@.venv/bin/wayside serve --demo
+
+test: ## run all tests
+	@scripts/setup
+	@scripts/test-tools
+	@.venv/bin/pytest
+
+check: ## formatting, lint, types and import contracts
+	@scripts/setup
+	@.venv/bin/ruff format --check
+	@.venv/bin/ruff check
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports --no-logo
+
+format: ## format the code and fix what ruff can fix
+	@scripts/setup
+	@.venv/bin/ruff check --fix-only
+	@.venv/bin/ruff format
+
+bench: ## measure Wayside
+	@scripts/setup bench
+	@.venv/bin/python -m bench
+
+bench-peers: ## measure Wayside beside its peers
+	@scripts/setup bench
+	@bench/peers
+
+clean: ## remove everything that was built
+	@rm -rf .venv build dist tests/js/node_modules
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,56 @@
+"""Every bound of one hub, together, with the reason for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Every bound of one hub, together. Bytes, seconds and counts as the names say."""
+
+    header_bytes_max: int = 32 * 1024
+    """A request head. Nginx takes 32 KiB (4 x 8k), Node 16 KiB."""
+    body_bytes_max: int = 64 * 1024 * 1024
+    """A request body. It is one transaction: larger ones would make other publishers wait."""
+    body_memory_bytes_max: int = 1024 * 1024
+    """A larger body is spooled to disk while it arrives."""
+    json_body_bytes_max: int = 16 * 1024 * 1024
+    """A JSON body is parsed whole, in memory."""
+    piece_bytes_max: int = 256 * 1024
+    """A spooled body becomes records of this size, committed together."""
+    read_bytes_max: int = 256 * 1024
+    """What a follower reads, encodes and writes in one step: the unit of fairness and of memory."""
+    write_buffer_bytes_max: int = 64 * 1024
+    """High-water mark of a connection's write buffer; above it a follower leaves its cohort."""
+    uncommitted_bytes_max: int = 256 * 1024 * 1024
+    """Appends waiting for the disk; more are refused with 503 until some are committed."""
+    cache_bytes_max: int = 256 * 1024 * 1024
+    """Recent records held in memory, over all streams."""
+    stream_cache_bytes_max: int = 1024 * 1024
+    """Recent records held in memory for one stream."""
+    retention_bytes: int = 4 * 1024 * 1024 * 1024
+    """Default bound of a stream on disk."""
+    retention_bytes_memory: int = 64 * 1024 * 1024
+    """Default bound of a stream in memory."""
+    streams_max: int = 1_000_000
+    path_bytes_max: int = 1024
+    producers_max: int = 10_000
+    """Idempotent producers remembered for one stream; the longest silent are forgotten first."""
+    connections_max: int = 20_000
+    header_timeout_s: float = 10.0
+    """From the first byte of a request to the end of its head; and between two reads of its body."""
+    idle_timeout_s: float = 75.0
+    """A kept-alive connection without a request."""
+    wait_s_max: float = 60.0
+    """The longest long poll."""
+    long_poll_s: float = 20.0
+    """A long poll that names no time."""
+    sse_s: float = 60.0
+    """Length of a ``live=sse`` response (Durable Streams section 10.2: about 60 s, for collapsing CDNs)."""
+    heartbeat_s: float = 15.0
+    """Silence after which a follower gets a comment, so that proxies keep the connection."""
+    drain_s: float = 10.0
+    """What a shutdown waits for requests under way."""

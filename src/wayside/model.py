@@ -1,0 +1,312 @@
+"""The nouns: offset, batch of records, stream configuration, append. Values only: no clock, no disk, no socket."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NamedTuple
+
+import msgspec
+
+from wayside.errors import BadRequest, TooLarge
+
+__all__ = [
+    "JSON",
+    "Append",
+    "Appended",
+    "Batch",
+    "Create",
+    "Created",
+    "Durability",
+    "Offset",
+    "Producer",
+    "Record",
+    "Spool",
+    "StreamConfig",
+    "StreamInfo",
+    "media_type",
+    "require_size",
+    "split_records",
+]
+
+JSON = "application/json"
+
+
+class Offset(NamedTuple):
+    """A position in one life of a stream, as the text ``EEEEEEEEEEE_PPPPPPPPPPPPPPPP``.
+
+    ``epoch`` (11 hexadecimal digits) is never reused, so a stream that was deleted and made again is
+    noticed; ``position`` (16 decimal digits) is the number of records before this point. Epochs grow
+    with time, so the text sorts as the offset does (Durable Streams protocol, section 8).
+    """
+
+    epoch: int
+    position: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch:011x}_{self.position:016d}"
+
+    @classmethod
+    def parse(cls, text: str) -> Offset:
+        """Read an offset token; raises :class:`BadRequest` for anything that this server never gives out."""
+        if text == _ZERO:
+            return cls(0, 0)
+        if not _OFFSET.fullmatch(text):
+            raise BadRequest(
+                f"{text[:64]!r} is not an offset. Use one that this server gave you, or -1 (start), or now (tail).",
+                code="offset-malformed",
+            )
+        return cls(int(text[:11], 16), int(text[12:]))
+
+
+_OFFSET = re.compile(r"[0-9a-f]{11}_[0-9]{16}", re.ASCII)
+_ZERO = "0000000000000000_0000000000000000"
+"""The first position of any stream, as clients of the protocol's own server write it. Never given out here."""
+
+
+class Durability(enum.StrEnum):
+    """When an append is acknowledged: chosen for each stream when it is created."""
+
+    FSYNC = "fsync"
+    """After the disk has it."""
+    ASYNC = "async"
+    """At once; the disk has it within 100 ms. A crash may lose what was acknowledged in that time."""
+    MEMORY = "memory"
+    """At once; the disk never has it, nor the stream itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamConfig:
+    """What is chosen when a stream is created, and never changes."""
+
+    content_type: str = "application/octet-stream"
+    durability: Durability = Durability.FSYNC
+    ttl_s: int | None = None
+    """Seconds without a read or a write after which the stream expires."""
+    expires_at_ms: int | None = None
+    """Wall-clock time of expiry in milliseconds since 1970."""
+    expires_at: str | None = None
+    """The same as the client wrote it (RFC 3339)."""
+    retention_bytes: int | None = None
+    """Bytes of records that are kept at least; the oldest go first. None: the default bound."""
+    retention_age_s: int | None = None
+    """Seconds for which a record is kept at least. None: no bound by age."""
+
+    @property
+    def is_json(self) -> bool:
+        return media_type(self.content_type) == JSON
+
+    @property
+    def is_text(self) -> bool:
+        """Whether records go into server-sent events as they are; all others are base64 there."""
+        kind = media_type(self.content_type)
+        return kind == JSON or kind.startswith("text/")
+
+
+def media_type(content_type: str) -> str:
+    """``type/subtype`` in lower case, without parameters (RFC 9110 section 8.3.1)."""
+    return content_type.partition(";")[0].strip().lower()
+
+
+class Batch:
+    """Records that became visible together: a run of positions in one stream.
+
+    ``data`` is the records joined by ``,`` (JSON) or by nothing, which is what a reader of the whole
+    batch is sent; ``sizes`` are the records' lengths in bytes.
+    """
+
+    __slots__ = ("count", "data", "position", "records", "time_ms")
+
+    def __init__(self, position: int, time_ms: int, records: list[bytes]) -> None:
+        self.position = position
+        self.time_ms = time_ms
+        self.records = records
+        self.count = len(records)
+
+    @property
+    def end(self) -> int:
+        """The position after the last record."""
+        return self.position + self.count
+
+    @property
+    def size(self) -> int:
+        """Bytes of all records."""
+        return sum(map(len, self.records))
+
+    def since(self, position: int) -> Batch:
+        """The part at and after ``position``, which must be inside."""
+        if position <= self.position:
+            return self
+        return Batch(position, self.time_ms, self.records[position - self.position :])
+
+    def until(self, position: int) -> Batch:
+        """The part before ``position``, which must be inside."""
+        if position >= self.end:
+            return self
+        return Batch(self.position, self.time_ms, self.records[: position - self.position])
+
+    def __repr__(self) -> str:
+        return f"<Batch {self.position}..{self.end} {self.size} bytes>"
+
+
+class Record(NamedTuple):
+    """One record as a program sees it."""
+
+    offset: str
+    """Where to read on after this record."""
+    data: bytes
+    time_ms: int
+
+    def json(self) -> Any:
+        """The record's JSON value."""
+        return msgspec.json.decode(self.data)
+
+
+class Spool:
+    """A body too large for memory, in an unlinked file on disk; ``pieces`` are (start, length) in bytes."""
+
+    __slots__ = ("file", "size")
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file = file
+        self.size = size
+
+    def read(self, start: int, length: int) -> bytes:
+        self.file.seek(start)
+        return self.file.read(length)
+
+    def pieces(self, piece_bytes: int, *, text: bool) -> list[tuple[int, int]]:
+        """Cut into pieces; between characters and not inside one where the body is UTF-8 text."""
+        cuts: list[tuple[int, int]] = []
+        start = 0
+        while start < self.size:
+            length = min(piece_bytes, self.size - start)
+            if text and start + length < self.size:
+                window = self.read(start + length - 3, 4)
+                back = next((k for k in range(4) if window[3 - k] & 0xC0 != 0x80), 0)
+                length -= back
+            cuts.append((start, length))
+            start += length
+        return cuts
+
+
+@dataclass(frozen=True, slots=True)
+class Producer:
+    """An idempotent producer's claim on one append (Durable Streams section 5.2.1)."""
+
+    id: str
+    epoch: int
+    seq: int
+
+
+class Append(msgspec.Struct, gc=False):
+    """One append as it arrived. ``body`` may be empty only where ``close`` is set."""
+
+    body: bytes | Spool
+    content_type: str | None = None
+    close: bool = False
+    seq: str | None = None
+    producer: Producer | None = None
+    records: Sequence[bytes] | None = None
+    """The body already cut into records, where the caller has them; then ``body`` is not looked at."""
+
+
+class Appended(msgspec.Struct, frozen=True, gc=False):
+    """What became of an append."""
+
+    epoch: int
+    position: int
+    """The tail after it, with ``epoch``."""
+    closed: bool = False
+    duplicate: bool = False
+    """It had been appended before; nothing was added now."""
+    producer: Producer | None = None
+    """Highest accepted epoch and seq of the producer."""
+
+    @property
+    def offset(self) -> Offset:
+        return Offset(self.epoch, self.position)
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """One creation as it was asked for; a fork where ``source`` is set."""
+
+    config: StreamConfig
+    explicit: frozenset[str] = frozenset()
+    """Names of the fields of ``config`` that the client stated."""
+    body: bytes | Spool = b""
+    closed: bool = False
+    source: str | None = None
+    fork_offset: Offset | str | None = None
+    fork_sub_offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """What became of a creation. ``new`` is false where the stream existed with this very configuration."""
+
+    new: bool
+    info: StreamInfo
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """A snapshot of one stream."""
+
+    path: str
+    config: StreamConfig
+    tail: Offset
+    earliest: Offset
+    closed: bool
+    size: int
+    """Bytes of the records that are retained."""
+
+
+def split_records(config: StreamConfig, body: bytes, *, empty_array: bool = False) -> list[bytes]:
+    """Cut a body into records.
+
+    A JSON stream's array is flattened by one level (Durable Streams section 9.1.2); white space around
+    values, and line breaks between tokens, are not kept, so that a record is one line. Raises
+    :class:`BadRequest` for what is not JSON in UTF-8 and, unless ``empty_array``, for ``[]``.
+    """
+    if not config.is_json:
+        return [body] if body else []
+    return _json_records(body, empty_array=empty_array)
+
+
+_raw = msgspec.json.Decoder(msgspec.Raw)
+_raw_list = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def _json_records(body: bytes, *, empty_array: bool) -> list[bytes]:
+    try:
+        if not body.isascii():
+            body.decode()
+        value = body.strip(b" \t\r\n")
+        if value[:1] != b"[":
+            _raw.decode(value)
+            records = [value]
+        else:
+            records = [bytes(item) for item in _raw_list.decode(value)]
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"The body is not UTF-8: {error}. Nothing was appended.", code="json-malformed") from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadRequest(f"The body is not JSON: {error}. Nothing was appended.", code="json-malformed") from error
+    if not records and not empty_array:
+        raise BadRequest(
+            "The body is an empty JSON array: there is nothing to append. Send at least one value.", code="empty-append"
+        )
+    if b"\n" in value or b"\r" in value:  # only between tokens: JSON strings hold no raw control characters
+        records = [record.replace(b"\r", b" ").replace(b"\n", b" ") for record in records]
+    return records
+
+
+def require_size(size: int, limit: int, what: str) -> None:
+    """Raise :class:`TooLarge` where ``size`` is over ``limit`` (bytes)."""
+    if size > limit:
+        raise TooLarge(
+            f"{what} is {size} bytes; the limit is {limit}. Send it in smaller parts.", fields={"limit_bytes": limit}
+        )
