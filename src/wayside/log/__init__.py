@@ -1,0 +1,1 @@
+"""The embedded engine: streams in memory, and in SQLite with group commit."""

@@ -1,0 +1,314 @@
+"""Group commit: what is accepted in one tick, or while the previous commit runs, is one transaction.
+
+Appends are acknowledged and shown together, after the commit of their unit; those of ``memory`` and
+``async`` streams at the end of the tick. When a commit fails, it and everything accepted on top of it is
+taken back, newest first, and each caller is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from wayside.contracts import Clock, Done
+from wayside.errors import Overloaded, Refusal, StoreFailed, StoreFull
+from wayside.limits import Limits
+from wayside.log.directory import Directory
+from wayside.log.pending import Pending
+from wayside.log.rows import Operation, Put, Unit
+from wayside.log.store import CHUNK_BYTES, Store
+from wayside.log.stream import Stream
+from wayside.log.writer import Outcome, Writer
+from wayside.model import Append, Appended, Durability, Spool
+
+LAZY_S = 0.05
+"""Delay of an ``async`` stream's commit; with the commit itself it stays well under the promised 100 ms."""
+FULL_S = 1.0
+"""How soon records that found no room are tried again."""
+
+
+@dataclass(slots=True)
+class Flight:
+    """One unit on its way, and how to answer for it."""
+
+    pendings: list[Pending] = field(default_factory=list)
+    operations: list[Operation] = field(default_factory=list)
+    undo: list[Callable[[], None]] = field(default_factory=list)
+    applied: list[Callable[[], None]] = field(default_factory=list)
+    """Called in order after the commit."""
+    refused: list[Done] = field(default_factory=list)
+    """Told of a failed commit."""
+    size: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.pendings or self.operations or self.applied)
+
+
+class Commits:
+    """Takes appends and operations; ``on_shown`` is called with each stream that has new records."""
+
+    def __init__(
+        self,
+        store: Store | None,
+        directory: Directory,
+        limits: Limits,
+        clock: Clock,
+        on_shown: Callable[[Stream], None],
+    ) -> None:
+        self._store = store
+        self._directory = directory
+        self._limits = limits
+        self._clock = clock
+        self._on_shown = on_shown
+        self.on_commit: Callable[[float, int], None] | None = None
+        self.appends = self.records = self.bytes = 0
+        self.uncommitted_bytes = 0
+        self._full = False
+        self._dirty = Flight()
+        self._flight: Flight | None = None
+        self._instant: list[Pending] = []
+        self._lazy: list[Pending] = []
+        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._writer: Writer | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        if self._store is not None:
+            self._writer = Writer(self._store, loop, self._committed)
+
+    async def close(self) -> None:
+        """Commit what is accepted, as far as that is possible."""
+        self._take_lazy()
+        self._flush()
+        while self._flight is not None or self._dirty or self._instant or self._lazy:
+            if self._flight is None and self._lazy and (self._full or self.failed):
+                if self._store is not None:
+                    self._store.incomplete = True
+                break
+            self._take_lazy()
+            self._flush()
+            await asyncio.sleep(0.002)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._writer is not None and self._loop is not None:
+            await self._loop.run_in_executor(None, self._writer.stop)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the store has all that it is to have."""
+        return self._flight is None and not (self._dirty or self._instant or self._lazy)
+
+    @property
+    def failed(self) -> str | None:
+        return self._store.failed if self._store else None
+
+    # -- accepting
+
+    def require_working(self, durability: Durability) -> None:
+        """Raise what stands in the way of making anything durable now."""
+        if durability is Durability.MEMORY or self._store is None:
+            return
+        if self._store.failed:
+            raise StoreFailed(self._store.failed)
+        if self.uncommitted_bytes > self._limits.uncommitted_bytes_max:
+            raise Overloaded(
+                f"{self.uncommitted_bytes} bytes are waiting for the disk. Try again shortly.",
+                headers={"Retry-After": "1"},
+            )
+        if durability is Durability.ASYNC and self._full and self._lazy:
+            raise StoreFull(
+                "There is no room on the disk. Free some space and send it again.", headers={"Retry-After": "1"}
+            )
+
+    def begin(self, stream: Stream) -> Pending:
+        """What the next appends of ``stream`` join. Raises what stands in the way."""
+        self.require_working(stream.config.durability)
+        pending = stream.open = Pending(stream, stream.next, self._clock.wall_ms())
+        (self._dirty.pendings if stream.fsync else self._instant).append(pending)
+        if not self._scheduled:
+            self._schedule()
+        return pending
+
+    def append(self, stream: Stream, append: Append, records: list[bytes] | Spool, done: Done | None) -> None:
+        """Take an append that was checked."""
+        pending, fresh = stream.accept(append, records, done, self._clock)
+        if fresh:
+            if stream.fsync:
+                self._dirty.pendings.append(pending)
+            else:
+                self._instant.append(pending)
+        if not self._scheduled:
+            self._schedule()
+
+    def operate(self, operation: Operation, undo: Callable[[], None] | None = None) -> None:
+        """Add an operation to the next unit."""
+        self._dirty.operations.append(operation)
+        if undo is not None:
+            self._dirty.undo.append(undo)
+        self._schedule()
+
+    def then(self, apply: Callable[[], None], refused: Done | None = None) -> None:
+        """Call ``apply`` after the next unit is committed; ``refused`` with the refusal if it is not."""
+        self._dirty.applied.append(apply)
+        if refused is not None:
+            self._dirty.refused.append(refused)
+        self._schedule()
+
+    def answer(self, stream: Stream, done: Done, result: Callable[[], Any]) -> None:
+        """Answer when everything that ``stream`` accepted before now is committed."""
+        on_disk = not stream.memory
+        if on_disk and (self._flight is not None or self._dirty):
+            self.then(lambda: done(result()), done)
+        elif self._instant:
+            self._schedule()
+            asyncio.get_running_loop().call_soon(lambda: done(result()))
+        else:
+            done(result())
+
+    # -- committing
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Once a tick: show what needs no disk; hand the rest to the writer if it is idle."""
+        self._scheduled = False
+        if self._instant:
+            instant, self._instant = self._instant, []
+            for pending in instant:
+                if pending.stream.config.durability is Durability.ASYNC:
+                    self.uncommitted_bytes += pending.size
+                    self._lazy.append(pending)
+                    if pending.before is not None:
+                        pending.kept = pending.state()  # now: appends that are not on their way yet go on changing it
+            self._come_back(LAZY_S)
+            self._show(instant)
+        if self._flight is None and self._dirty:
+            self._take_off()
+
+    def _come_back(self, seconds: float) -> None:
+        if self._lazy and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._take_lazy)
+
+    def _take_lazy(self) -> None:
+        """What was acknowledged before the disk has it goes into the next unit."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._lazy and not self.failed:
+            self._dirty.pendings += self._lazy  # behind those taken before, which may still wait for their turn
+            self._lazy = []
+            self._schedule()
+
+    def _take_off(self) -> None:
+        if self._lazy and (self._dirty.pendings or self._dirty.operations) and not self._full:
+            self._take_lazy()  # with an operation too: a fork must not be on disk before what it shares
+        flight, self._dirty = self._dirty, Flight()
+        puts = []
+        fsync_bytes = 0
+        for pending in flight.pendings:
+            stream = pending.stream
+            if stream.open is pending:
+                stream.open = None
+            flight.size += pending.size
+            if stream.fsync:
+                fsync_bytes += pending.size
+            if not stream.deleted:
+                puts.append(self._put(pending, stream))
+        unit = Unit(flight.operations, puts)
+        self.uncommitted_bytes += fsync_bytes
+        if self._writer is None or not unit:
+            asyncio.get_running_loop().call_soon(self._land, flight)  # after what is landing now, if anything is
+            return
+        self._flight = flight
+        self._writer.submit(unit)
+
+    def _put(self, pending: Pending, stream: Stream) -> Put:
+        return Put(
+            stream.sid,
+            pending.position,
+            pending.time_ms,
+            pending.records,
+            pending.size,
+            b"," if stream.json else b"",
+            min(CHUNK_BYTES, max(4096, stream.keep_bytes // 8)),
+            pending.kept or (pending.state() if pending.before is not None else None),
+            pending.spool,
+            pending.pieces,
+        )
+
+    def _committed(self, _unit: Unit, outcome: Outcome, seconds: float) -> None:
+        """The writer has answered: send the next unit on its way, then tell everybody."""
+        flight, self._flight = self._flight, None
+        assert flight is not None
+        if isinstance(outcome, Refusal):
+            self._fail(flight, outcome)
+            return
+        self._full = False
+        by_sid = self._directory.by_sid
+        for sid, sealed in outcome.sealed.items():
+            stream = by_sid.get(sid)
+            if stream is not None and sealed > stream.sealed:
+                stream.sealed = sealed
+        if self.on_commit is not None:
+            self.on_commit(seconds, sum([len(pending.acks) for pending in flight.pendings]))
+        if self._dirty:
+            self._flush()  # with what came this very turn: a creation must not part from its records
+        self._land(flight)
+
+    def _land(self, flight: Flight) -> None:
+        self.uncommitted_bytes -= flight.size
+        self._show([p for p in flight.pendings if p.stream.fsync])
+        for apply in flight.applied:
+            apply()
+
+    def _show(self, pendings: list[Pending]) -> None:
+        """Make appends visible, acknowledge them, then deliver them."""
+        directory = self._directory
+        for pending in pendings:
+            stream = pending.stream
+            held = stream.cached_bytes
+            stream.commit(pending)
+            directory.cached_bytes += stream.cached_bytes - held
+            acks = pending.acks
+            self.appends += len(acks)
+            self.records += stream.tail - pending.position
+            self.bytes += pending.size
+            if stream.config.ttl_s is not None:
+                stream.deadline_ms = self._clock.wall_ms() + stream.config.ttl_s * 1000
+            closed = stream.closed
+            epoch = stream.lineage[-1][1]
+            for done, end, producer in acks:
+                if end > pending.position:
+                    done(Appended(epoch, end, closed, False, producer))
+                else:  # a close that appended nothing
+                    done(Appended(*stream.offset(end), closed, False, producer))
+        for pending in pendings:
+            pending.stream.publish()
+            self._on_shown(pending.stream)
+
+    def _fail(self, flight: Flight, refusal: Refusal) -> None:
+        """A commit failed: take back its appends and all that were accepted on top of them, and say so."""
+        self._full = isinstance(refusal, StoreFull)
+        dirty, self._dirty = self._dirty, Flight()
+        everything = flight.pendings + dirty.pendings
+        taken = [p for p in everything if p.stream.fsync]
+        self.uncommitted_bytes -= sum(p.size for p in flight.pendings if p.stream.fsync)
+        for pending in reversed(taken):
+            pending.undo()
+        for undo in reversed(flight.undo + dirty.undo):
+            undo()
+        for pending in taken:
+            for done, _end, _producer in pending.acks:
+                done(refusal)
+        for done in flight.refused + dirty.refused:
+            done(refusal)
+        self._lazy = [p for p in everything if p.stream.config.durability is Durability.ASYNC] + self._lazy
+        if not self.failed:
+            self._come_back(FULL_S)

@@ -1,0 +1,82 @@
+"""Appends of one stream between their acceptance and their commit, and how they are taken back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from wayside.contracts import Done
+from wayside.log.rows import FORGOTTEN, State
+from wayside.model import Append, Producer, Spool
+
+if TYPE_CHECKING:
+    from wayside.log.stream import Stream
+
+
+class Pending(msgspec.Struct, eq=False):
+    """Appends of one stream that will be committed together, and what to do when they are not."""
+
+    stream: Stream
+    position: int
+    time_ms: int
+    records: list[bytes] = []
+    size: int = 0
+    acks: list[tuple[Done, int, Producer | None]] = []
+    """(whom to tell, tail after the append, producer)"""
+    spool: Spool | None = None
+    pieces: list[tuple[int, int]] = []
+    before: tuple[bool, Producer | None, str | None] | None = None
+    """What the stream knew beside the records, where that changes: closing, closed by, seq."""
+    producers: dict[str, tuple[int, int, int] | None] = {}
+    """Producers that appended, and what the stream knew of each before."""
+    closes: bool = False
+    kept: State | None = None
+    """What the stream knew when readers were shown it, if that was before it is committed."""
+
+    def note(self, append: Append) -> None:
+        """Take what an append changes beside the records."""
+        stream = self.stream
+        if self.before is None:
+            self.before = (stream.closing, stream.closed_by, stream.seq)
+        producer = append.producer
+        if producer:
+            if len(stream.producers) >= stream.limits.producers_max and producer.id not in stream.producers:
+                self._forget_oldest()
+            self.producers.setdefault(producer.id, stream.producers.get(producer.id))
+            stream.producers[producer.id] = (producer.epoch, producer.seq, self.time_ms)
+        if append.seq is not None:
+            stream.seq = append.seq
+        if append.close:
+            self.closes = stream.closing = True
+            stream.closed_by = producer
+
+    def _forget_oldest(self) -> None:
+        known = self.stream.producers
+        oldest = min(known, key=lambda name: known[name][2])
+        self.producers.setdefault(oldest, known.pop(oldest))
+
+    def state(self) -> State:
+        """What the store has to keep beside the records."""
+        stream = self.stream
+        by = stream.closed_by
+        return State(
+            stream.closing,
+            (by.id, by.epoch, by.seq) if by else None,
+            stream.seq,
+            {name: stream.producers.get(name, FORGOTTEN) for name in self.producers},
+        )
+
+    def undo(self) -> None:
+        """Put the stream back to before this. Later pendings are undone first."""
+        stream = self.stream
+        stream.next = self.position
+        if self.before is not None:
+            stream.closing, stream.closed_by, stream.seq = self.before
+        for name, before in self.producers.items():
+            if before is None:
+                stream.producers.pop(name, None)
+            else:
+                stream.producers[name] = before
+        if stream.open is self:
+            stream.open = None

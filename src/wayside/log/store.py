@@ -1,0 +1,496 @@
+"""The writing side of the store: one SQLite database through apsw, written by one thread.
+
+Small appends of all streams go into one ``journal`` row per commit, so that a commit touches few pages
+however many streams it is about; once a stream has a chunk's worth of records there (or the journal
+is full) they are moved into a ``chunk`` row of their own stream. Nothing else is kept twice. Every
+page carries a checksum (SQLite's cksumvfs), verified when it is read; that of a page of zeros is zero,
+so the rows with records have one too (CRC-32), in their last column.
+
+This module knows nothing of event loops, HTTP or followers. Errors of SQLite leave it only as
+``StoreFull``, ``StoreFailed`` and ``DamagedStore``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import zlib
+from collections import OrderedDict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from wayside.errors import DamagedStore, StoreFailed, StoreFull, StoreUnusable
+from wayside.log.files import (
+    CHECKED_VFS,
+    DATABASE,
+    WalMark,
+    check_before,
+    check_wal,
+    lock_directory,
+    mark_created,
+    not_opened,
+    open_database,
+    read_mark,
+)
+from wayside.log.history import History, damaged
+from wayside.log.rows import (
+    Committed,
+    DeleteStream,
+    Entry,
+    Put,
+    State,
+    TrimStream,
+    Unit,
+    decode_config,
+    decode_entries,
+    encode_entries,
+    pack_sizes,
+    unpack,
+)
+from wayside.log.tables import FORMAT, SCHEMA, apply, write_chunk, write_state
+from wayside.model import Batch
+
+CHUNK_BYTES = 256 * 1024
+"""A chunk row. Large enough that reading runs at the speed of memory, small enough to be one step of a follower."""
+JOURNAL_BYTES_MAX = 16 * 1024 * 1024
+"""Journalled records are also in memory and are replayed at start: bounds both."""
+CHECKPOINT_PAGES = 2000
+"""WAL pages (of 8 KiB) at which the writer copies the WAL into the database."""
+GARBAGE_BYTES = 8 * 1024 * 1024
+"""Chunk rows of deleted streams freed in one transaction: bounds how long publishers wait for it."""
+EPOCH_BLOCK = 1 << 20
+LINEAGE_MAX = 64
+
+
+class Unsealed:
+    """What one stream has in the journal and not yet in a chunk row."""
+
+    __slots__ = ("entries", "first", "separator", "size")
+
+    def __init__(self, first: int, separator: bytes) -> None:
+        self.first = first
+        self.separator = separator
+        self.entries: list[Entry] = []
+        self.size = 0
+
+    def add(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        self.size += len(entry.data)
+
+
+class Store:
+    """An open store directory. ``commit`` and ``maintain`` belong to one thread; ``history`` reads what is committed."""
+
+    def __init__(self, directory: Path, *, vfs: str = CHECKED_VFS, now_ms: int) -> None:
+        self.directory = directory
+        self.path = directory / DATABASE
+        self.failed: str | None = None
+        self._unsealed: OrderedDict[int, Unsealed] = OrderedDict()
+        self._journal: OrderedDict[int, int] = OrderedDict()  # id to bytes
+        self._journal_bytes = 0
+        self._journal_next = 1
+        self._wal_pages = 0
+        self._garbage = True
+        self.incomplete = False
+        """Acknowledged records never came here: the next start has to treat ``async`` streams as after a crash."""
+        directory.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as opened:  # closes again what was opened before a refusal
+            self._lock = opened.enter_context(lock_directory(directory))
+            check_before(directory)
+            self._writer = opened.enter_context(contextlib.closing(open_database(self.path, vfs)))
+            self._wal_mark = opened.enter_context(contextlib.closing(WalMark(self._lock, self.path)))
+            self._writer.set_wal_hook(self._on_wal)
+            self.history = opened.enter_context(contextlib.closing(History(self.path, vfs)))
+            try:
+                check_wal(self._writer, self.path)
+                self._open(now_ms)
+                mark_created(self._lock)
+            except apsw.Error as error:
+                raise not_opened(self.path, error) from error
+            except ValueError as error:
+                raise damaged(self.path, error) from error
+            except OSError as error:
+                raise StoreUnusable(f"{directory} cannot be opened: {error}.") from error
+            opened.pop_all()
+
+    # -- opening
+
+    def _open(self, now_ms: int) -> None:
+        c = self._writer
+        c.execute("BEGIN IMMEDIATE")
+        blank = c.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
+        if blank and not read_mark(self.directory)[0]:
+            c.execute(SCHEMA)
+            c.executemany(
+                "INSERT INTO meta VALUES(?, ?)", [("format", FORMAT), ("epoch_next", 0), ("clean", 1), ("opens", 0)]
+            )
+        meta = dict(c.execute("SELECT key, value FROM meta"))
+        if meta.get("format") != FORMAT:
+            raise DamagedStore(
+                f"{self.path} has store format {meta.get('format')!r}; this version of Wayside reads format {FORMAT}. "
+                "Use the version that wrote it."
+            )
+        self.epoch_next = max(int(meta["epoch_next"]), now_ms)
+        self.clean = bool(meta["clean"])
+        self.replayed = self._replay()
+        if not blank:
+            self._rehearse()
+        if not self.clean:
+            self._renew_async_epochs()
+            self._renew_deadlines(now_ms)
+        c.execute("UPDATE meta SET value=? WHERE key='epoch_next'", (self.epoch_next + EPOCH_BLOCK,))
+        c.execute("UPDATE meta SET value=0 WHERE key='clean'")
+        c.execute("UPDATE meta SET value=value+1 WHERE key='opens'")
+        c.execute("COMMIT")
+        self._epoch_limit = self.epoch_next + EPOCH_BLOCK
+
+    def _rehearse(self) -> None:
+        """Read what the log will ask for at once: damage to it is found before anything is written."""
+        self.history.count()
+        for sid in self.replayed:
+            at: int | None = sid
+            while at is not None:
+                row = self.history.find_sid(at)
+                self.history.forks_of(at)
+                at = row.source if row else None
+
+    def take_epoch(self) -> int:
+        """A number never given out before by this store; also a new stream's ``sid``."""
+        epoch = self.epoch_next
+        self.epoch_next += 1
+        return epoch
+
+    @property
+    def epochs_short(self) -> bool:
+        """Whether the reserved epochs are running out: then the next commit reserves more."""
+        return self.epoch_next > self._epoch_limit - EPOCH_BLOCK // 2
+
+    def _replay(self) -> dict[int, list[Batch]]:
+        """Bring the journal back into memory; returns the batches of each stream by sid."""
+        separators: dict[int, bytes | None] = {}
+        batches: dict[int, list[Batch]] = {}
+        for number, blob, crc in self._writer.execute("SELECT id, entries, crc FROM journal ORDER BY id"):
+            if zlib.crc32(blob) != crc:
+                raise damaged(self.path, f"the checksum of journal row {number} does not verify")
+            self._journal[number] = len(blob)
+            self._journal_bytes += len(blob)
+            self._journal_next = number + 1
+            for entry in decode_entries(blob):
+                if entry.sid not in separators:
+                    separators[entry.sid] = self._separator(entry.sid)
+                separator = separators[entry.sid]
+                if separator is None or entry.position < self._sealed_end(entry.sid):
+                    continue
+                self._unseal(entry, number, separator)
+                if entry.count:
+                    batch = unpack(entry.position, entry.time_ms, entry.sizes, entry.data, separator)
+                    batches.setdefault(entry.sid, []).append(batch)
+                else:
+                    batches.setdefault(entry.sid, [])
+        return batches
+
+    def journalled_states(self, sid: int) -> list[State]:
+        """What appends that are still in the journal changed in a stream beside its records, oldest first."""
+        unsealed = self._unsealed.get(sid)
+        return [entry.state for entry in unsealed.entries if entry.state] if unsealed else []
+
+    def _separator(self, sid: int) -> bytes | None:
+        row = self._writer.execute("SELECT config FROM stream WHERE sid=?", (sid,)).fetchone()
+        return None if row is None else (b"," if decode_config(row[0]).is_json else b"")
+
+    def _sealed_end(self, sid: int) -> int:
+        """Up to where chunk rows had the records, those that were let go since included."""
+        row = self._writer.execute("SELECT tail FROM stream WHERE sid=?", (sid,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def _renew_async_epochs(self) -> None:
+        """After a crash, what an ``async`` stream acknowledged last may be missing: its next records get a new epoch,
+        so that a reader who saw what was lost is told so, and never reads on past other records."""
+        rows: list[Any] = self._writer.execute(
+            "SELECT sid, lineage, tail FROM stream WHERE durability='async' AND gone=0"
+        ).fetchall()
+        for sid, text, end in rows:
+            if sid in self._unsealed and self._unsealed[sid].entries:
+                last = self._unsealed[sid].entries[-1]
+                end = max(end, last.position + last.count)
+            lineage = [pair for pair in json.loads(text) if pair[0] < end or (pair[0] == 0 and end == 0)]
+            lineage.append([end, self.take_epoch()])
+            own = next(index for index, pair in enumerate(lineage) if pair[1] >= sid)  # before it: its source's
+            while len(lineage) > LINEAGE_MAX and own + 1 < len(lineage):
+                first = lineage.pop(own)[0]
+                lineage[own][0] = first  # the oldest epoch is forgotten, and the next one names its records
+            self._writer.execute("UPDATE stream SET lineage=? WHERE sid=?", (json.dumps(lineage), sid))
+
+    def _renew_deadlines(self, now_ms: int) -> None:
+        """After a crash nobody knows when a stream was last used: it has its time to live again."""
+        ttl_s = "json_extract(CAST(config AS TEXT), '$.ttl_s')"
+        self._writer.execute(
+            f"UPDATE stream SET expires_ms=max(expires_ms, ? + 1000 * {ttl_s}) "
+            f"WHERE expires_ms IS NOT NULL AND {ttl_s} IS NOT NULL",
+            (now_ms,),
+        )
+
+    # -- writing, on the writer's thread
+
+    def commit(self, unit: Unit) -> Committed:
+        """Make ``unit`` durable; returns after the fsync.
+
+        Raises :class:`StoreFull` (nothing of the unit was written; later units may be) or
+        :class:`StoreFailed` (nothing more will ever be acknowledged by this object).
+        """
+        if self.failed:
+            raise StoreFailed(self.failed)
+        result = Committed()
+        fresh: dict[int, Unsealed] = {}
+        size = 0
+        with self._translated("write"):
+            c = self._writer
+            c.execute("BEGIN IMMEDIATE")
+            for operation in unit.operations:
+                apply(self._writer, operation)
+            for put in unit.puts:
+                self._put(put, fresh, result)
+            if fresh:
+                blob = encode_entries([entry for unsealed in fresh.values() for entry in unsealed.entries])
+                size = len(blob)
+                c.execute("INSERT INTO journal VALUES(?, ?, ?)", (self._journal_next, blob, zlib.crc32(blob)))
+            dropped = self._make_room(result, sum(put.size for put in unit.puts))
+            limit = self._epoch_limit
+            if self.epochs_short:
+                limit = self.epoch_next + EPOCH_BLOCK
+                c.execute("UPDATE meta SET value=? WHERE key='epoch_next'", (limit,))
+            c.execute("COMMIT")
+        self._epoch_limit = limit
+        self._adopt(unit, result, fresh, size, dropped)
+        return result
+
+    def _put(self, put: Put, fresh: dict[int, Unsealed], result: Committed) -> None:
+        """Into the journal row of this commit; or, when that fills a chunk, all that the stream has into a chunk row."""
+        sid = put.sid
+        waiting = None if sid in result.sealed else self._unsealed.get(sid)
+        new = fresh.get(sid)
+        size = put.size + (waiting.size if waiting else 0) + (new.size if new else 0)
+        if put.records and size < put.chunk_bytes:
+            if new is None:
+                new = fresh[sid] = Unsealed(self._journal_next, put.separator)
+            data = put.separator.join(put.records)
+            new.add(Entry(sid, put.position, put.time_ms, pack_sizes(put.records), data, put.state))
+            return
+        held = Unsealed(0, put.separator)
+        held.entries = [*(waiting.entries if waiting else ()), *(new.entries if new else ())]
+        fresh.pop(sid, None)
+        if put.spool is None:
+            self._seal(sid, held, put)
+        else:
+            self._seal(sid, held, None)
+            self._write_pieces(put)
+        result.sealed[sid] = put.end
+
+    def _adopt(self, unit: Unit, result: Committed, fresh: dict[int, Unsealed], size: int, dropped: int) -> None:
+        """What a commit changed, once it is one."""
+        for sid in result.sealed:
+            self._unsealed.pop(sid, None)
+        for sid, unsealed in fresh.items():
+            before = self._unsealed.get(sid)
+            if before is None:
+                self._unsealed[sid] = unsealed
+            else:
+                before.entries += unsealed.entries
+                before.size += unsealed.size
+        for operation in unit.operations:
+            if isinstance(operation, DeleteStream) and not operation.soft:
+                self._unsealed.pop(operation.sid, None)
+                self._garbage = True
+            elif isinstance(operation, TrimStream):
+                self._garbage = True
+        while self._journal and next(iter(self._journal)) < dropped:
+            self._journal_bytes -= self._journal.popitem(last=False)[1]
+        if fresh:
+            self._journal[self._journal_next] = size
+            self._journal_bytes += size
+            self._journal_next += 1
+
+    def _unseal(self, entry: Entry, number: int, separator: bytes) -> None:
+        unsealed = self._unsealed.get(entry.sid)
+        if unsealed is None:
+            unsealed = self._unsealed[entry.sid] = Unsealed(number, separator)
+        unsealed.add(entry)
+
+    def _seal(self, sid: int, unsealed: Unsealed, put: Put | None) -> None:
+        """Write what a stream has in the journal, and ``put`` after it, as one chunk row."""
+        sizes = [entry.sizes for entry in unsealed.entries]
+        parts = [entry.data for entry in unsealed.entries if entry.count]
+        state = State()
+        for entry in unsealed.entries:
+            if entry.state:
+                state = state.merge(entry.state)
+        if unsealed.entries:
+            position, time_ms = unsealed.entries[0].position, unsealed.entries[-1].time_ms
+        if put is not None:
+            if not unsealed.entries:
+                position = put.position
+            time_ms = put.time_ms
+            if put.records:
+                sizes.append(pack_sizes(put.records))
+                parts.append(put.separator.join(put.records))
+            if put.state:
+                state = state.merge(put.state)
+        packed = b"".join(sizes)
+        assert all(a.position + a.count == b.position for a, b in pairwise(unsealed.entries)), "a gap in the journal"
+        if packed:
+            write_chunk(
+                self._writer, sid, position, time_ms, packed, unsealed.separator.join(parts), len(unsealed.separator)
+            )
+        if state != State():
+            write_state(self._writer, sid, state)
+
+    def _write_pieces(self, put: Put) -> None:
+        assert put.spool is not None
+        for index, (start, length) in enumerate(put.pieces):
+            data = put.spool.read(start, length)
+            write_chunk(self._writer, put.sid, put.position + index, put.time_ms, pack_sizes([data]), data)
+        if put.state:
+            write_state(self._writer, put.sid, put.state)
+
+    def _make_room(self, result: Committed, written: int) -> int:
+        """While the journal is over its bound, seal the streams that have waited longest, a little at each commit.
+        Returns the journal id below which rows were dropped."""
+        if self._journal_bytes <= JOURNAL_BYTES_MAX:
+            return 0
+        budget = 2 * written + CHUNK_BYTES
+        floor = self._journal_next
+        for sid, unsealed in self._unsealed.items():
+            if sid in result.sealed:
+                continue
+            if budget <= 0:
+                floor = unsealed.first
+                break
+            self._seal(sid, unsealed, None)
+            last = unsealed.entries[-1]
+            result.sealed[sid] = last.position + last.count
+            budget -= unsealed.size + 256
+        self._writer.execute("DELETE FROM journal WHERE id < ?", (floor,))
+        return floor
+
+    def maintain(self) -> None:
+        """Work that nobody waits for: free the rows of deleted streams a little; copy the WAL when it has grown."""
+        if self.failed:
+            return
+        with self._translated("maintain"):
+            if self._garbage:
+                self._collect()
+            if self._wal_pages >= CHECKPOINT_PAGES:
+                self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
+
+    def _collect(self) -> None:
+        c = self._writer
+        row = c.execute("SELECT sid, upto FROM garbage LIMIT 1").fetchone()
+        if row is None:
+            self._garbage = False
+            return
+        c.execute("BEGIN IMMEDIATE")
+        ids: list[tuple[int]] = []
+        freed = 0
+        for number, size in c.execute(
+            "SELECT id, size FROM chunk WHERE sid=? AND position + count <= ? ORDER BY position LIMIT 1000", row
+        ):
+            ids.append((number,))
+            freed += size
+            if freed >= GARBAGE_BYTES:
+                break
+        c.executemany("DELETE FROM chunk WHERE id=?", ids)
+        if not ids:
+            c.execute("DELETE FROM garbage WHERE sid=? AND upto=?", row)
+        c.execute("COMMIT")
+
+    @property
+    def has_garbage(self) -> bool:
+        return self._garbage
+
+    def _on_wal(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        self._wal_pages = pages
+        self._wal_mark.note(pages)
+        return apsw.SQLITE_OK
+
+    def _checkpoint(self, mode: int) -> None:
+        try:
+            self._writer.wal_checkpoint(mode=mode)
+        except (apsw.BusyError, apsw.FullError):
+            return  # a reader holds it, or there is no room: the WAL grows on
+        finally:
+            self._wal_pages = 0
+
+    @contextlib.contextmanager
+    def _translated(self, doing: str) -> Any:
+        """Roll back and translate what SQLite raises. After anything but a full disk the store stays failed: an fsync
+        that failed may have dropped the pages, and trying it again would report a success that is none."""
+        try:
+            yield
+        except (DamagedStore, StoreFull, StoreFailed):
+            raise
+        except apsw.FullError as error:
+            self._rollback()
+            raise StoreFull(
+                f"There is no room for {self.path}. Nothing was appended; free some space and send it again.",
+                headers={"Retry-After": "1"},
+            ) from error
+        except (apsw.CorruptError, apsw.NotADBError) as error:
+            self._fail(doing, error)
+            raise damaged(self.path, error) from error
+        except apsw.Error as error:
+            self._fail(doing, error)
+            if getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA:
+                raise damaged(self.path, error) from error
+            raise StoreFailed(str(self.failed)) from error
+        except (OSError, ValueError) as error:
+            self._fail(doing, error)
+            raise StoreFailed(str(self.failed)) from error
+
+    def _fail(self, doing: str, error: Exception) -> None:
+        self._rollback()
+        self.failed = (
+            f"The disk under {self.path} failed ({doing}: {type(error).__name__}: {error}). Nothing is acknowledged "
+            f"any more. Look at the disk, run `wayside check {self.directory}`, then start again."
+        )
+
+    def _rollback(self) -> None:
+        with contextlib.suppress(apsw.Error):
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        total = 0
+        for suffix in ("", "-wal"):
+            with contextlib.suppress(OSError):
+                total += Path(f"{self.path}{suffix}").stat().st_size
+        return total
+
+    # -- closing
+
+    def close(self) -> None:
+        """Seal the journal, copy the WAL, mark the store clean. After a failure: only let go of the files."""
+        try:
+            if not self.failed:
+                with self._translated("close"):
+                    c = self._writer
+                    c.execute("BEGIN IMMEDIATE")
+                    for sid, unsealed in self._unsealed.items():
+                        self._seal(sid, unsealed, None)
+                    c.execute("DELETE FROM journal")
+                    c.execute("UPDATE meta SET value=? WHERE key='clean'", (not self.incomplete,))
+                    c.execute("UPDATE meta SET value=? WHERE key='epoch_next'", (self.epoch_next,))
+                    c.execute("COMMIT")
+                    self._wal_mark.clear()
+                    self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except StoreFull:
+            pass  # nothing is lost: the journal is replayed at the next start
+        finally:
+            self.history.close()
+            self._writer.close()
+            self._wal_mark.close()
+            self._lock.close()

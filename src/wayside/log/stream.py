@@ -1,0 +1,485 @@
+"""One stream in memory: what is committed, what is on its way, recent records, and who follows.
+
+An append is checked here against everything accepted before it, committed or not, and takes its
+position at once; it is shown to readers only by :meth:`Stream.commit`. :meth:`Pending.undo` takes it
+back when its commit failed. Nothing here touches a disk or a socket.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Awaitable, Callable
+
+from wayside.contracts import Clock, Done, Encoding
+from wayside.errors import BadRequest, Conflict, DamagedStore, Fenced, Gone
+from wayside.limits import Limits
+from wayside.log.pending import Pending
+from wayside.log.rows import FORGOTTEN, State, StreamRow
+from wayside.log.tail import Cohort, Tally
+from wayside.model import (
+    Append,
+    Appended,
+    Batch,
+    Durability,
+    Offset,
+    Producer,
+    Spool,
+    StreamInfo,
+    media_type,
+    require_size,
+    split_records,
+)
+
+ReadLater = Callable[["Stream", int, int], Awaitable[list[Batch]]]
+
+
+class Stream:
+    """One stream. ``tail`` is what readers see, ``next`` where the next append goes."""
+
+    def __init__(self, row: StreamRow, *, limits: Limits, later: ReadLater, source: Stream | None = None) -> None:
+        self.sid = row.sid
+        self.path = row.path
+        config = self.config = row.config
+        self.json = config.is_json
+        self.limits = limits
+        memory = self.memory = config.durability is Durability.MEMORY
+        self.fsync = config.durability is Durability.FSYNC
+        self.keep_bytes = config.retention_bytes or (
+            limits.retention_bytes_memory if memory else limits.retention_bytes
+        )
+        self.lineage = row.lineage
+        self.start = row.start
+        self.tail = self.next = row.tail
+        self.size = row.size
+        self.adopt(row.state)
+        self.deadline_ms = self.stored_deadline_ms = row.expires_ms
+        self.source = source
+        if source is not None:
+            self.start = max(self.start, min(source.start, self.own_start))
+        self.fork = row.fork
+        self.forks = 0
+        self.gone = row.gone
+        """Deleted, and kept for its forks only."""
+        self.deleted = False
+        self.live = True
+        """Whether its creation is committed."""
+        self.open: Pending | None = None
+        """What the next append joins."""
+        self.batches: list[Batch] = []
+        self.cached_bytes = 0
+        self.cache_from = row.tail
+        """From this position on everything is in memory."""
+        self.sealed = row.tail
+        """Position up to which the store's chunk rows hold the records; later ones must stay in memory."""
+        self.cohorts: dict[tuple[object, str], Cohort] = {}
+        self.waiters: set[Callable[[], None]] = set()
+        self.readers = 0
+        self.version: object = object()
+        self._later = later
+        self._positions: list[int] = []
+
+    __slots__ = (
+        "_later",
+        "_positions",
+        "batches",
+        "cache_from",
+        "cached_bytes",
+        "closed",
+        "closed_by",
+        "closing",
+        "cohorts",
+        "config",
+        "deadline_ms",
+        "deleted",
+        "fork",
+        "forks",
+        "fsync",
+        "gone",
+        "json",
+        "keep_bytes",
+        "limits",
+        "lineage",
+        "live",
+        "memory",
+        "next",
+        "open",
+        "path",
+        "producers",
+        "readers",
+        "sealed",
+        "seq",
+        "sid",
+        "size",
+        "source",
+        "start",
+        "stored_deadline_ms",
+        "tail",
+        "version",
+        "waiters",
+    )
+
+    def adopt(self, state: State) -> None:
+        """What the store knows beside the records."""
+        self.closed = self.closing = state.closed
+        self.closed_by = Producer(*state.closed_by) if state.closed_by else None
+        self.seq = state.seq
+        self.producers = {name: known for name, known in state.producers.items() if known != FORGOTTEN}
+
+    @property
+    def is_read(self) -> bool:
+        """Whether somebody follows it or waits for it."""
+        return bool(self.readers or self.waiters)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it can be forgotten and loaded again from the store, with nothing lost."""
+        busy = self.is_read or self.forks or self.source or self.open or not self.live or self.deadline_ms is not None
+        stored = not self.memory and self.sealed >= self.tail == self.next
+        return stored and not busy
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.path} {self.start}..{self.tail} of {self.next}{' closed' if self.closed else ''}>"
+
+    # -- positions
+
+    @property
+    def own_start(self) -> int:
+        """The first position that is not inherited from the stream it was forked from."""
+        if self.source is None:
+            return 0
+        # Its epochs are later than those it has from its source.
+        return next(first for first, epoch in self.lineage if epoch >= self.sid)
+
+    def offset(self, position: int) -> Offset:
+        """The token for a position: in the epoch in which the record before it was written."""
+        lineage = self.lineage
+        for first, epoch in reversed(lineage):
+            if first < position:
+                return Offset(epoch, position)
+        return Offset(lineage[0][1], position)
+
+    def resolve(self, offset: Offset) -> int:
+        """The position an offset names. Raises :class:`Gone` for one of an earlier life or no longer retained."""
+        position = offset.position
+        if offset == (0, 0):
+            offset = Offset(self.lineage[0][1], 0)
+        for index, (first, epoch) in enumerate(self.lineage):
+            if epoch == offset.epoch:
+                last = self.lineage[index + 1][0] if index + 1 < len(self.lineage) else self.tail
+                if not first <= position <= last:
+                    raise self._not_here(offset, "offset-lost", "names records that a crash took, or that never were")
+                if position < self.start:
+                    raise self._not_here(offset, "offset-expired", "is before what is retained")
+                return position
+        raise self._not_here(offset, "stream-recreated", "is of another stream that had this name before")
+
+    def _not_here(self, offset: Offset, code: str, why: str) -> Gone:
+        earliest = str(self.offset(self.start))
+        return Gone(
+            f"Offset {offset} of {self.path} {why}. Read from {earliest} (the earliest), or from now; "
+            "records between may be missing from what you have.",
+            code=code,
+            headers={"Stream-Earliest-Offset": earliest},
+            fields={"earliest": earliest, "tail": str(self.offset(self.tail))},
+        )
+
+    def info(self) -> StreamInfo:
+        return StreamInfo(
+            self.path, self.config, self.offset(self.tail), self.offset(self.start), self.closed, self.size
+        )
+
+    # -- appending
+
+    def check(self, append: Append) -> Appended | None:
+        """Whether an append is accepted: None if so, its answer if it was appended before; else raises a refusal.
+
+        The order of the checks is the protocol's (section 5.2): fencing, closed, content type, sequence.
+        """
+        producer = append.producer
+        plain = producer is None and append.seq is None and not self.closing
+        if plain and append.content_type == self.config.content_type:
+            return None
+        known = self.producers.get(producer.id) if producer else None
+        if producer and known and producer.epoch < known[0]:
+            raise Fenced(
+                f"Producer {producer.id!r} is at epoch {known[0]}; {producer.epoch} is over. "
+                "Another instance has taken over: stop, or begin anew with a higher epoch.",
+                headers={"Producer-Epoch": str(known[0])},
+                fields={"epoch": known[0]},
+            )
+        if self.closing:
+            if (producer and producer == self.closed_by) or (
+                producer is None and append.close and not self._has_body(append)
+            ):
+                return Appended(*self.offset(self.next), closed=True, duplicate=True, producer=producer)
+            raise Conflict(
+                f"{self.path} is closed: nothing can be appended any more.",
+                code="stream-closed",
+                headers={"Stream-Closed": "true", "Stream-Next-Offset": str(self.offset(self.next))},
+            )
+        if append.records is None and self._has_body(append) and append.content_type != self.config.content_type:
+            self._check_content_type(append.content_type)
+        if producer:
+            if known is None or producer.epoch > known[0]:
+                if producer.seq != 0:
+                    if known is not None:
+                        raise BadRequest(
+                            f"Epoch {producer.epoch} of producer {producer.id!r} is new: its first seq must be 0, "
+                            f"not {producer.seq}.",
+                            code="producer-epoch-start",
+                        )
+                    raise self._gap(producer, 0)
+            elif producer.seq <= known[1]:
+                return Appended(
+                    *self.offset(self.next), duplicate=True, producer=Producer(producer.id, known[0], known[1])
+                )
+            elif producer.seq != known[1] + 1:
+                raise self._gap(producer, known[1] + 1)
+        if append.seq is not None and self.seq is not None and append.seq.encode() <= self.seq.encode():
+            raise Conflict(
+                f"Stream-Seq {append.seq!r} does not come after {self.seq!r}, the last one, byte by byte.",
+                code="seq-regression",
+                fields={"last_seq": self.seq},
+            )
+        return None
+
+    @staticmethod
+    def _has_body(append: Append) -> bool:
+        return bool(append.records) or isinstance(append.body, Spool) or bool(append.body)
+
+    def _check_content_type(self, content_type: str | None) -> None:
+        if content_type is None:
+            raise BadRequest(
+                f"Say what the body is: {self.path} takes Content-Type: {self.config.content_type}.",
+                code="content-type-missing",
+            )
+        if media_type(content_type) != media_type(self.config.content_type):
+            raise Conflict(
+                f"{self.path} takes {self.config.content_type}, not {content_type}. Send it with that Content-Type.",
+                code="content-type-mismatch",
+                fields={"content_type": self.config.content_type},
+            )
+
+    @staticmethod
+    def _gap(producer: Producer, expected: int) -> Conflict:
+        return Conflict(
+            f"Producer {producer.id!r} sent seq {producer.seq}; {expected} is next. Send what is missing first.",
+            code="producer-gap",
+            headers={"Producer-Expected-Seq": str(expected), "Producer-Received-Seq": str(producer.seq)},
+        )
+
+    def split(self, body: bytes | Spool, *, empty_array: bool = False) -> list[bytes] | Spool:
+        """A body as records; a spool stays one where its records are shown only when the disk has them."""
+        if type(body) is bytes and not self.json:
+            return [body] if body else []
+        if isinstance(body, Spool):
+            if not self.json and self.fsync:
+                return body
+            if self.json:
+                require_size(body.size, self.limits.json_body_bytes_max, "The JSON body")
+                return split_records(self.config, body.read(0, body.size), empty_array=empty_array)
+            cuts = body.pieces(self.limits.piece_bytes_max, text=self.config.is_text)
+            return [body.read(start, length) for start, length in cuts]
+        require_size(len(body), self.limits.json_body_bytes_max, "The JSON body")
+        return split_records(self.config, body, empty_array=empty_array) if body else []
+
+    def takes(self, append: Append) -> bool:
+        """Whether an append does no more than add its bytes: the case that many publishers make common. It needs no
+        check but this one."""
+        return (
+            append.producer is None
+            and append.seq is None
+            and not append.close
+            and type(append.body) is bytes
+            and append.body != b""
+            and append.content_type == self.config.content_type
+            and self.live
+            and self.deadline_ms is None
+            and not (self.json or self.closing or self.gone)
+        )
+
+    def join(self, pending: Pending, append: Append, done: Done) -> None:
+        """Add an append that the stream takes to what will be committed next."""
+        body = append.body
+        assert type(body) is bytes
+        pending.records.append(body)
+        pending.size += len(body)
+        self.next += 1
+        pending.acks.append((done, self.next, None))
+
+    def accept(
+        self, append: Append, records: list[bytes] | Spool, done: Done | None, clock: Clock
+    ) -> tuple[Pending, bool]:
+        """Take a checked append; returns what it will be committed with, and whether that is new."""
+        pending = self.open
+        fresh = pending is None or type(records) is Spool
+        if pending is None or fresh:
+            pending = Pending(self, self.next, clock.wall_ms())
+        if isinstance(records, Spool):
+            pending.spool = records
+            pending.pieces = records.pieces(self.limits.piece_bytes_max, text=self.config.is_text)
+            pending.size = records.size
+            self.next += len(pending.pieces)
+            self.open = None
+        else:
+            self.open = pending
+            pending.records += records
+            self.next += len(records)
+            for record in records:
+                pending.size += len(record)
+        if append.producer is not None or append.close or append.seq is not None:
+            pending.note(append)
+        if done is not None:
+            pending.acks.append((done, self.next, append.producer))
+        return pending, fresh
+
+    # -- becoming visible
+
+    def commit(self, pending: Pending) -> bool:
+        """The append is as durable as promised: from now on readers see it. Returns whether it is in the cache."""
+        if self.open is pending:
+            self.open = None
+        self.version = object()
+        self.size += pending.size
+        if pending.closes:
+            self.closed = True
+        if pending.spool is not None:
+            self.drop_cache(self.tail)
+            self.tail = self.cache_from = pending.position + len(pending.pieces)
+            return False
+        if not pending.records:
+            return False
+        self.tail = pending.position + len(pending.records)
+        self.cache(Batch(pending.position, pending.time_ms, pending.records), pending.size)
+        return True
+
+    def cache(self, batch: Batch, size: int) -> None:
+        """Hold the newest records in memory."""
+        if not self.batches:
+            self.cache_from = batch.position
+        self.batches.append(batch)
+        self._positions.append(batch.position)
+        self.cached_bytes += size
+
+    def trim_cache(self, bytes_max: int) -> int:
+        """Drop the oldest cached batches that the store has, down to ``bytes_max``; returns the bytes dropped."""
+        dropped = count = 0
+        for batch in self.batches:
+            if self.cached_bytes - dropped <= bytes_max or batch.end > self.sealed:
+                break
+            dropped += batch.size
+            count += 1
+        if count:
+            self._cut(count, dropped)
+        return dropped
+
+    def drop_cache(self, position: int) -> int:
+        """Drop every cached batch that ends at or before ``position``; returns the bytes dropped."""
+        count = bisect_right(self._positions, position)
+        if count and self.batches[count - 1].end > position:
+            count -= 1
+        dropped = sum(batch.size for batch in self.batches[:count])
+        if count:
+            self._cut(count, dropped)
+        return dropped
+
+    def _cut(self, count: int, dropped: int) -> None:
+        self.cache_from = self.batches[count - 1].end
+        del self.batches[:count]
+        del self._positions[:count]
+        self.cached_bytes -= dropped
+
+    def publish(self) -> None:
+        """Tell everybody who waits that something has changed."""
+        if self.cohorts:
+            for cohort in list(self.cohorts.values()):
+                cohort.wake()
+            if self.closed:
+                self.end_followers("closed")
+        self.wake()
+
+    def wake(self) -> None:
+        """Call and forget those who wait for any change."""
+        if self.waiters:
+            waiters, self.waiters = self.waiters, set()
+            for waiter in waiters:
+                waiter()
+
+    def wait(self, waiter: Callable[[], None]) -> Callable[[], None]:
+        """Have ``waiter`` called once at the next change; returns how to forget it."""
+        self.waiters.add(waiter)
+        return lambda: self.waiters.discard(waiter)
+
+    def cohort(self, encoding: Encoding, pattern: str, tally: Tally) -> Cohort:
+        """The cohort of an encoding, made if there is none."""
+        key = (encoding.key, pattern)
+        cohort = self.cohorts.get(key)
+        if cohort is None:
+            for old in [k for k, c in self.cohorts.items() if not c.members]:
+                del self.cohorts[old]
+            cohort = self.cohorts[key] = Cohort(self, encoding, pattern, tally)
+        return cohort
+
+    def end_followers(self, reason: str) -> None:
+        """Give every follower at the tail what it has not been given, and finish it."""
+        for cohort in list(self.cohorts.values()):
+            cohort.flush()
+            for follower in list(cohort.members):
+                follower.finish(reason)
+        self.cohorts.clear()
+
+    def retire(self) -> None:
+        """The stream is no more: end its followers, wake its waiters."""
+        self.deleted = True
+        self.version = object()
+        self.end_followers("deleted")
+        self.wake()
+
+    # -- reading
+
+    def read_nowait(self, position: int, bytes_max: int) -> list[Batch] | None:
+        """Batches from ``position`` on, about ``bytes_max`` bytes of them; [] at the tail; None if it takes the disk.
+
+        Raises :class:`Gone` where retention has gone past ``position``.
+        """
+        if position >= self.tail:
+            return []
+        if position < self.start:
+            raise self._not_here(self.offset(position), "offset-expired", "is before what is retained")
+        if self.source is not None and position < self.own_start:
+            found = self.source.read_nowait(position, bytes_max)
+            return self._inherited(found) if found is not None else None
+        if position < self.cache_from or not self.batches:
+            return None
+        index = bisect_right(self._positions, position) - 1
+        first = self.batches[index].since(position)
+        result = [first]
+        total = first.size
+        batches = self.batches
+        while total < bytes_max and (index := index + 1) < len(batches):
+            batch = batches[index]
+            result.append(batch)
+            total += batch.size
+        return result
+
+    async def read(self, position: int, bytes_max: int) -> list[Batch]:
+        """The same, from the disk where need be."""
+        found = self.read_nowait(position, bytes_max)
+        if found is not None:
+            return found
+        if self.source is not None and position < self.own_start:
+            return self._inherited(await self.source.read(position, bytes_max))
+        try:
+            batches = await self._later(self, position, bytes_max)
+        except DamagedStore:
+            if position < self.start:  # let go while the read was on its way, and its rows freed
+                raise self._not_here(self.offset(position), "offset-expired", "is before what is retained") from None
+            if self.deleted:
+                raise Gone(f"{self.path} was deleted.", code="stream-deleted") from None
+            raise
+        # The store has what is sealed; a batch that straddles the cache is as good as the cached one.
+        return [batch.until(self.tail) for batch in batches if batch.position < self.tail]
+
+    def _inherited(self, batches: list[Batch]) -> list[Batch]:
+        end = self.own_start
+        return [batch.until(end) for batch in batches if batch.position < end]
