@@ -1,0 +1,190 @@
+"""What a pattern sees of one request: its method, path, headers and body, and where it writes the answer.
+
+The HTTP server and the ASGI adapter each implement :class:`Exchange`; a pattern does not know which one
+it talks to. ``headers`` of an answer are complete field lines, each ended by CRLF, because most of them
+never change and are made once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+from urllib.parse import unquote_to_bytes
+
+from wayside.contracts import Sink, StreamView
+from wayside.errors import BadRequest
+from wayside.model import Offset, Spool
+
+__all__ = [
+    "Exchange",
+    "Frames",
+    "Memo",
+    "Request",
+    "Socket",
+    "parse_query",
+    "position_of",
+    "quote_header",
+    "unquote_path",
+]
+
+Memo = tuple[Any, object, Callable[[], None]]
+"""(subject, version, note): the answer to this very request stays right while ``subject.version is version``. ``note`` is
+called each time that it is given again."""
+
+
+class Request:
+    """A parsed request head. Equal heads may share one object: it is never changed."""
+
+    __slots__ = (
+        "headers",
+        "keep_alive",
+        "length",
+        "memo",
+        "method",
+        "path",
+        "plain",
+        "query",
+        "route",
+        "target",
+        "version_10",
+    )
+
+    def __init__(
+        self, method: str, target: str, path: str, query: dict[str, list[str]], headers: dict[str, str]
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.path = path
+        """Decoded, without the query."""
+        self.query = query
+        self.headers = headers
+        """Names in lower case; several lines of one name are joined by ``, ``."""
+        self.route: Any = None
+        """What answers it; set by the server."""
+        self.memo: Any = None
+        """The last answer, while it stays right; the server's."""
+        self.version_10 = False
+        self.keep_alive = True
+        self.length = 0
+        self.plain = False
+        """Whether its answer needs no fields but its own: HTTP/1.1, kept alive, of the same origin."""
+
+    def one(self, name: str) -> str | None:
+        """The only value of a query parameter; None without it. Raises :class:`BadRequest` where there are several."""
+        values = self.query.get(name)
+        if not values:
+            return None
+        if len(values) > 1:
+            raise BadRequest(
+                f"The parameter {name} is given {len(values)} times; give it once.", code="parameter-repeated"
+            )
+        return values[0]
+
+    def is_true(self, name: str) -> bool:
+        """Whether a header is exactly ``true``, in any case (Durable Streams section 4.1)."""
+        return self.headers.get(name, "").strip().lower() == "true"
+
+
+class Frames(Protocol):
+    """How messages become what a socket's ``write`` takes. Sockets with equal ``key`` share what is made."""
+
+    @property
+    def key(self) -> object: ...
+
+    @property
+    def ping(self) -> Any:
+        """A message that asks for a sign of life, or None."""
+        ...
+
+    def text(self, payload: bytes) -> Any: ...
+
+    def binary(self, payload: bytes) -> Any: ...
+
+    def close(self, code: int, reason: str) -> Any: ...
+
+    def join(self, messages: list[Any]) -> Any: ...
+
+
+class Socket(Sink, Protocol):
+    """An accepted WebSocket."""
+
+    @property
+    def frames(self) -> Frames: ...
+
+    def close(self, code: int, reason: str) -> None: ...
+
+
+class Exchange(Protocol):
+    """One request and its answer, which is given exactly once: ``respond``, ``refuse``, ``open`` or ``accept``."""
+
+    request: Request
+    body: bytes | Spool
+    on_lost: Callable[[], None] | None
+    """Called when the client goes before it was answered."""
+    on_drain: Callable[[], None] | None
+    """Called when the hub stops: answer now."""
+
+    @property
+    def framing(self) -> tuple[str, Callable[[bytes], bytes]]:
+        """Name, and function, of how a piece of an open response goes onto the wire."""
+        ...
+
+    def respond(self, status: int, headers: bytes, body: bytes = b"", memo: Memo | None = None) -> None:
+        """Answer. The server may give an answer with a memo again without asking."""
+        ...
+
+    def refuse(self, error: Exception) -> None:
+        """Answer with an error as a problem document."""
+        ...
+
+    def open(self, status: int, headers: bytes, *, seconds: float | None = None) -> Sink:
+        """Begin an answer without a known length; it is finished with ``expired`` after ``seconds``."""
+        ...
+
+    def accept(self, subprotocol: str | None, on_text: Callable[[str], None]) -> Socket:
+        """Accept a WebSocket; ``on_text`` gets each text message of the client."""
+        ...
+
+
+def parse_query(query: str) -> dict[str, list[str]]:
+    """The parameters of a query string (WHATWG URL, application/x-www-form-urlencoded)."""
+    result: dict[str, list[str]] = {}
+    for pair in query.split("&"):
+        if pair:
+            name, _, value = pair.partition("=")
+            result.setdefault(_unquote(name), []).append(_unquote(value))
+    return result
+
+
+def unquote_path(path: str | bytes) -> str:
+    """A percent-encoded path as text. Raises :class:`BadRequest` where it is not UTF-8."""
+    try:
+        return unquote_to_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise BadRequest("The path is not UTF-8 when percent-decoded.", code="path-invalid") from error
+
+
+def _unquote(text: str) -> str:
+    return unquote_to_bytes(text.replace("+", " ")).decode("utf-8", "replace")
+
+
+def position_of(request: Request, stream: StreamView, *, required: bool = False) -> int:
+    """Where a read begins: ``Last-Event-ID`` if there is one (a browser's resumption knows better than its URL), else
+    the parameter ``offset``, else the start. Raises ``BadRequest`` or ``Gone``."""
+    text = request.headers.get("last-event-id") or request.one("offset")
+    if text is None:
+        if required:
+            raise BadRequest(
+                "A live read needs the parameter offset: -1 (start), now, or an offset.", code="offset-missing"
+            )
+        return stream.start
+    if text == "-1":
+        return stream.start
+    if text == "now":
+        return stream.tail
+    return stream.resolve(Offset.parse(text))
+
+
+def quote_header(value: str) -> str:
+    """A header value without anything that could end it."""
+    return value.encode("latin-1", "replace").decode("latin-1").translate({10: 32, 13: 32, 0: 32})
