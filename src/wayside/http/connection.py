@@ -1,0 +1,446 @@
+"""One connection of the HTTP/1.1 server: requests in order, one at a time, answered by their routes.
+
+A request head that was seen before, byte for byte, is not parsed again; an answer that is still right is
+not made again. Writing never waits: an open response is fed by a follower, which is told when the buffer
+is full and when it has drained.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+from wayside.contracts import Reader, Sink
+from wayside.errors import Overloaded, Refusal, TimedOut
+from wayside.exchange import Memo, Request
+from wayside.http.incoming import Incoming
+from wayside.http.routes import CORS
+from wayside.http.socket import NativeSocket, accept_headers
+from wayside.http.wire import CONTINUE, LAST_CHUNK, STATUS, chunk, identity, problem, request_id
+from wayside.model import Spool
+
+if TYPE_CHECKING:
+    from wayside.http.server import Server
+
+MEMO_BYTES_MAX = 16 * 1024
+LINGER_S = 2.0
+"""How long a client that is still sending is heard out, so that it reads the refusal and not a reset."""
+
+_CHUNKED = ("chunked", chunk)
+_IDENTITY = ("identity", identity)
+
+
+class HttpExchange:
+    """One request on a connection. See :class:`wayside.exchange.Exchange`."""
+
+    __slots__ = ("_connection", "answered", "body", "on_drain", "on_lost", "request")
+
+    def __init__(self, connection: Connection, request: Request, body: bytes | Spool) -> None:
+        self._connection = connection
+        self.request = request
+        self.body = body
+        self.on_lost: Callable[[], None] | None = None
+        self.on_drain: Callable[[], None] | None = None
+        self.answered = False
+
+    @property
+    def framing(self) -> tuple[str, Callable[[bytes], bytes]]:
+        return _IDENTITY if self.request.version_10 else _CHUNKED
+
+    def respond(self, status: int, headers: bytes, body: bytes = b"", memo: Memo | None = None) -> None:
+        if not self.answered:
+            self.answered = True
+            self._connection.respond(self.request, status, headers, body, memo)
+
+    def refuse(self, error: Exception) -> None:
+        if not self.answered:
+            self.answered = True
+            self._connection.refuse(error, self.request)
+
+    def open(self, status: int, headers: bytes, *, seconds: float | None = None) -> Sink:
+        self.answered = True
+        return self._connection.open(self.request, status, headers, seconds)
+
+    def accept(self, subprotocol: str | None, on_text: Callable[[str], None]) -> NativeSocket:
+        headers = accept_headers(self.request, subprotocol)
+        self.answered = True
+        return self._connection.accept(headers, on_text)
+
+
+class Connection(asyncio.Protocol):
+    """The server's side of one TCP connection; also the sink of the response that is open on it."""
+
+    __slots__ = (
+        "_direct",
+        "_dispatching",
+        "_ending",
+        "_exchange",
+        "_incoming",
+        "_open",
+        "_queued",
+        "_send",
+        "_server",
+        "_socket",
+        "deadline",
+        "paused",
+        "reader",
+        "transport",
+    )
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.transport: asyncio.Transport | None = None
+        self._direct: socket.socket | None = None
+        """The transport's own socket, for sending while nothing is queued in the transport."""
+        self._send: Callable[[bytes], int] = len
+        self._queued = False
+        """Whether the transport may hold bytes that have to go out first."""
+        self.paused = False
+        self.deadline: float | None = None
+        """When :meth:`expire` is to be called; None while a request is being answered."""
+        self.reader: Reader | None = None
+        """The follower that feeds the open response."""
+        self._exchange: HttpExchange | None = None
+        """The request under way."""
+        self._open: Request | None = None
+        """The request whose response is open."""
+        self._socket: NativeSocket | None = None
+        self._incoming: Incoming | None = None
+        self._dispatching = False
+        self._ending = False
+        """Close after the answer under way."""
+
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        own = self.transport.get_extra_info("socket")
+        self._direct = socket.socket(own.family, own.type, own.proto, fileno=own.fileno())
+        self._send = self._direct.send
+        server = self._server
+        limits = server.limits
+        self.transport.set_write_buffer_limits(limits.write_buffer_bytes_max, limits.write_buffer_bytes_max // 4)
+        server.connections.add(self)
+        self.deadline = server.idle_deadline
+        if len(server.connections) > limits.connections_max:
+            refusal = Overloaded(
+                f"The hub has {limits.connections_max} connections, as many as it may. Try again shortly.",
+                code="too-many-connections",
+                headers={"Retry-After": "1"},
+            )
+            self.refuse(refusal, None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+        if self._direct is not None:
+            self._direct.detach()  # the transport closes it
+        self._send = len
+        self._ending = True
+        if self.reader is not None:
+            self.reader.stop()
+            self.reader = None
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.answered = True
+            if exchange.on_lost is not None:
+                exchange.on_lost()
+        self._open = self._socket = self._incoming = None
+
+    def data_received(self, data: bytes) -> None:
+        if (
+            self._incoming is None
+            and self._exchange is None
+            and self._open is None
+            and not (self._ending or self.paused)
+        ):
+            end = data.find(b"\r\n\r\n") + 4
+            if end > 3:
+                request = self._server.heads.get(data[:end])
+                if request is not None and len(data) == end + request.length:
+                    self._dispatch(request, data[end:])
+                    return
+        if self._socket is not None:
+            self._socket.receive(data)
+        elif not self._ending:
+            self._feed(data)
+
+    def eof_received(self) -> bool:
+        if self._exchange is not None or (self.reader is not None and self.reader.until is not None):
+            self._ending = True  # a client that half-closes still gets its answer
+            return True
+        self._server.flush()
+        return False
+
+    def pause_writing(self) -> None:
+        self.paused = True
+        if self.reader is not None:
+            self.reader.pause()
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        if self.reader is not None:
+            self.reader.pump()
+        else:
+            self._next()
+
+    def write(self, data: bytes) -> None:
+        """Send at once what the socket takes; the rest, and what comes behind it, is queued in the transport."""
+        if self._server.outbox:
+            self._server.flush()
+        self.transmit(data)
+
+    def transmit(self, data: bytes) -> None:
+        """The same, past the answers that wait for the end of the tick."""
+        if self._queued:
+            transport = self.transport
+            if transport is None or transport.get_write_buffer_size():
+                if transport is not None:
+                    transport.write(data)
+                return
+            self._queued = False
+        try:
+            sent = self._send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return  # the transport sees the same, and ends the connection
+        if sent != len(data):
+            self.queue(data, sent)
+
+    @property
+    def send(self) -> Callable[[bytes], int | None]:
+        return self.write if self._queued else self._send
+
+    def queue(self, data: bytes, sent: int) -> None:
+        """Leave the rest of ``data`` to the transport; from now on nothing may pass it."""
+        self._queued = True
+        if self.reader is not None:
+            self.reader.reroute()
+        if self.transport is not None:
+            self.transport.write(memoryview(data)[sent:])
+
+    # -- requests in
+
+    def _feed(self, data: bytes) -> None:
+        if self._incoming is None:
+            self._incoming = Incoming(self._server)
+        rest = self._incoming.feed(data)
+        self._next()
+        if rest and self._socket is not None:
+            self._socket.receive(rest)
+        elif rest and not self._ending:
+            self._feed(rest)
+
+    def _next(self) -> None:
+        """Dispatch what has arrived, in order, one at a time."""
+        incoming = self._incoming
+        if self._dispatching or incoming is None:
+            return
+        self._dispatching = True
+        while incoming.ready and self._exchange is None and self._open is None and not (self.paused or self._ending):
+            request, body = incoming.ready.popleft()
+            if isinstance(request, Refusal):
+                self._ending = True
+                self.refuse(request, None)
+            else:
+                self._dispatch(request, body)
+        self._dispatching = False
+        if self.transport is None or self.transport.is_closing() or self._socket is not None:
+            return
+        if incoming.ready:
+            self.transport.pause_reading()
+            return
+        self.transport.resume_reading()
+        if self._exchange is None and self._open is None and not self._ending:
+            if incoming.partial:
+                since = self._server.now if incoming.in_body else incoming.began
+                self.deadline = since + self._server.limits.header_timeout_s
+                if incoming.wants_continue:
+                    incoming.wants_continue = False
+                    self.write(CONTINUE)
+            else:
+                self._incoming = None
+
+    def _dispatch(self, request: Request, body: bytes | Spool) -> None:
+        self.deadline = None
+        if self._server.draining:
+            self._ending = True
+        memo = request.memo
+        if memo is not None:
+            subject, version, note, common, answer = memo
+            if subject.version is version and common is self._server.common and not self._ending:
+                self._server.post(self, answer)
+                note()
+                self._server.responses[2] += 1
+                self._done(request)
+                return
+            request.memo = None
+        exchange = self._exchange = HttpExchange(self, request, body)
+        try:
+            request.route(exchange)
+        except Exception as error:
+            exchange.refuse(error)
+
+    # -- answers out
+
+    def respond(
+        self, request: Request | None, status: int, headers: bytes, body: bytes, memo: Memo | None = None
+    ) -> None:
+        server = self._server
+        server.responses[status // 100] += 1
+        if status == 204 and request is not None and request.plain and not self._ending:
+            server.post(self, b"%b%b\r\n" % (server.no_content, headers))
+            self._go_on()
+            return
+        keep_alive = request is not None and request.keep_alive and not self._ending
+        head = STATUS[status] + server.common + headers
+        if request is not None and "origin" in request.headers:
+            head += CORS
+        if not keep_alive:
+            head += b"Connection: close\r\n"
+        elif request is not None and request.version_10:
+            head += b"Connection: keep-alive\r\n"
+        if status == 204 or status == 304:
+            answer = head + b"\r\n"
+        elif request is not None and request.method == "HEAD":
+            answer = b"%bContent-Length: %d\r\n\r\n" % (head, len(body)) if body else head + b"\r\n"
+        else:
+            answer = b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
+        if keep_alive and len(answer) <= MEMO_BYTES_MAX:
+            server.post(self, answer)
+        else:  # at once, so that a full buffer is noticed before the next request
+            self.write(answer)
+        if memo is not None and keep_alive and request is not None and len(answer) <= MEMO_BYTES_MAX:
+            request.memo = (*memo, server.common, answer)
+        self._done(request)
+
+    def _done(self, request: Request | None) -> None:
+        """The answer is written: on to the next request, or close."""
+        if request is None or self._ending or not request.keep_alive:
+            self._exchange = None
+            self._linger()
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """To the next request."""
+        self._exchange = None
+        self.deadline = self._server.idle_deadline
+        if self._incoming is not None and not self._dispatching:
+            self._incoming.began = self._server.now
+            self._next()
+
+    def _linger(self) -> None:
+        """Close; but let a client that is still sending read the answer first (RFC 9112 section 9.6)."""
+        self._ending = True
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        incoming = self._incoming
+        if incoming is not None and (incoming.broken or incoming.partial) and transport.can_write_eof():
+            transport.write_eof()
+            transport.resume_reading()
+            self.deadline = self._server.now + LINGER_S
+        else:
+            transport.close()
+
+    def refuse(self, error: Exception, request: Request | None) -> None:
+        """Answer with a problem document."""
+        refusal = self._server.refusal_of(error)
+        name = request_id(request)
+        self._server.note_refusal(refusal, error, request, name)
+        status, headers, body = problem(refusal, name)
+        self.respond(request, status, headers, body)
+
+    def open(self, request: Request, status: int, headers: bytes, seconds: float | None) -> Connection:
+        """Begin a response without a known length."""
+        server = self._server
+        server.responses[status // 100] += 1
+        head = STATUS[status] + server.common + headers
+        if "origin" in request.headers:
+            head += CORS
+        if request.version_10:
+            self.write(head + b"Connection: close\r\n\r\n")
+        else:
+            self.write(head + b"Transfer-Encoding: chunked\r\n\r\n")
+        self._exchange = None
+        self._open = request
+        self.deadline = server.now + seconds if seconds else None
+        if self._incoming is not None and not (self._incoming.ready or self._incoming.partial):
+            self._incoming = None
+        return self
+
+    def accept(self, headers: bytes, on_text: Callable[[str], None]) -> NativeSocket:
+        """Answer a WebSocket handshake."""
+        server = self._server
+        server.responses[1] += 1
+        self.write(STATUS[101] + server.common + headers + b"\r\n")
+        assert self._exchange is not None
+        self._open = self._exchange.request
+        self._exchange = self._incoming = None
+        self._socket = NativeSocket(self, on_text, server.limits.body_memory_bytes_max)
+        return self._socket
+
+    # -- sink of an open response
+
+    def attach(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def finish(self, _reason: str) -> None:
+        request, self._open = self._open, None
+        self.reader = None
+        if request is None:
+            return
+        if request.version_10:
+            self._ending = True
+        else:
+            self.write(LAST_CHUNK)
+        self._done(request)
+
+    def abort(self, error: Exception) -> None:
+        self._server.note_abort(error)
+        self.close()
+
+    def close(self) -> None:
+        """Close when what is written has gone out."""
+        self.reader = None
+        self._ending = True
+        self._server.flush()
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.close()
+
+    def close_within(self, seconds: float) -> None:
+        """Let the client close first, for so long."""
+        self.reader = None
+        self.deadline = self._server.now + seconds
+
+    # -- time
+
+    def expire(self) -> None:
+        """The deadline has passed: end a response of limited length, tell a slow client, close an idle connection."""
+        self.deadline = None
+        if self.reader is not None:
+            self.reader.finish("expired")
+        elif self._incoming is not None and self._incoming.partial and not self._ending:
+            seconds = self._server.limits.header_timeout_s
+            self._incoming.refuse(TimedOut(f"The rest of the request did not come within {seconds:g} s."))
+            self._next()
+        elif self.transport is not None:
+            self._ending = True
+            self.transport.abort() if self.transport.is_closing() or self._incoming else self.transport.close()
+
+    def drain(self) -> None:
+        """The hub stops: end the open response where its reader can resume, answer waiting requests, close."""
+        if self._exchange is None and self._open is None and self._incoming is not None and self._incoming.partial:
+            return  # when it is whole it is answered, as the last
+        self._ending = True
+        if self.reader is not None:
+            if self.reader.until is None:  # one that ends by itself is not cut: nothing would tell that it is not whole
+                self.reader.finish("drain")
+        elif self._exchange is not None:
+            if self._exchange.on_drain is not None:
+                self._exchange.on_drain()
+        elif self._open is None:
+            self.close()

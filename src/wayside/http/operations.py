@@ -1,0 +1,159 @@
+"""Operations: health, readiness, metrics (Prometheus), the OpenAPI document, a page that says what is here."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from itertools import accumulate
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from wayside.contracts import Log, Statistics
+from wayside.exchange import Exchange
+from wayside.http.openapi import document
+
+if TYPE_CHECKING:
+    from wayside.http.server import Server
+
+_JSON = b"Content-Type: application/json\r\nCache-Control: no-store\r\n"
+_TEXT = b"Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n"
+
+
+class Observed(Log, Protocol):
+    """A log that can be watched."""
+
+    on_commit: Callable[[float, int], None] | None
+
+    @property
+    def failed(self) -> str | None: ...
+
+    def statistics(self) -> Statistics: ...
+
+
+class Buckets:
+    """A histogram, as cheap as one comes."""
+
+    def __init__(self, *bounds: float) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def family(self, name: str, text: str) -> Metric:
+        """As Prometheus has it: cumulative."""
+        labels = [*map(str, map(float, self._bounds)), "+Inf"]
+        return HistogramMetricFamily(
+            name,
+            text,
+            buckets=list(zip(labels, map(float, accumulate(self._counts)), strict=True)),
+            sum_value=self._sum,
+        )
+
+
+class Operations:
+    """What runs the hub beside its streams."""
+
+    def __init__(self, log: Observed, version: str) -> None:
+        self._log = log
+        self._version = version
+        self.server: Server | None = None
+        self.ready = False
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        self._commit_s = Buckets(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1, 5)
+        self._commit_appends = Buckets(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+        log.on_commit = self._on_commit
+        self._openapi: bytes | None = None
+        self._pages: dict[str, Callable[[Exchange], None]] = {
+            "/": self._index,
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+            "/metrics": self._metrics,
+            "/openapi.json": self._openapi_json,
+        }
+
+    def find(self, path: str) -> Callable[[Exchange], None] | None:
+        return self._pages.get(path)
+
+    def _on_commit(self, seconds: float, appends: int) -> None:
+        self._commit_s.observe(seconds)
+        self._commit_appends.observe(appends)
+
+    def _index(self, exchange: Exchange) -> None:
+        text = (
+            f"Wayside {self._version}\n\n"
+            "Streams       /v1/stream/          list\n"
+            "One stream    /v1/stream/NAME      PUT creates, POST appends, GET reads, HEAD tells, DELETE deletes\n"
+            "Operations    /healthz  /readyz  /metrics  /openapi.json\n"
+        )
+        exchange.respond(200, _TEXT, text.encode())
+
+    def _healthz(self, exchange: Exchange) -> None:
+        exchange.respond(200, _JSON, b'{"status":"ok"}')
+
+    def _readyz(self, exchange: Exchange) -> None:
+        reason = self._log.failed
+        if reason is None and (not self.ready or (self.server is not None and self.server.draining)):
+            reason = "stopping" if self.server is not None and self.server.draining else "starting"
+        if reason is None:
+            exchange.respond(200, _JSON, b'{"status":"ready"}')
+        else:
+            exchange.respond(503, _JSON, msgspec.json.encode({"status": "not ready", "reason": reason}))
+
+    def _metrics(self, exchange: Exchange) -> None:
+        exchange.respond(
+            200, b"Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n", generate_latest(self._registry)
+        )
+
+    def _openapi_json(self, exchange: Exchange) -> None:
+        if self._openapi is None:
+            self._openapi = msgspec.json.encode(document(self._version))
+        exchange.respond(200, _JSON, self._openapi)
+
+    def collect(self) -> Iterable[Metric]:
+        """Figures of now, for Prometheus."""
+        now = self._log.statistics()
+        counters = (
+            ("wayside_appends", "Appends acknowledged.", now.appends),
+            ("wayside_records", "Records appended.", now.records),
+            ("wayside_appended_bytes", "Bytes of records appended.", now.bytes),
+        )
+        for name, text, value in counters:
+            yield CounterMetricFamily(name, text, value=value)
+        deliveries = CounterMetricFamily("wayside_deliveries", "Records given to readers.", labels=["pattern"])
+        for pattern, number in now.deliveries.items():
+            deliveries.add_metric([pattern], number)
+        yield deliveries
+        yield self._commit_s.family("wayside_commit_seconds", "Time of one commit to the disk, fsync included.")
+        yield self._commit_appends.family("wayside_commit_appends", "Appends in one commit.")
+        followers = GaugeMetricFamily("wayside_followers", "Readers that wait for more.", labels=["pattern"])
+        for pattern, number in now.followers.items():
+            followers.add_metric([pattern], number)
+        yield followers
+        gauges = (
+            ("wayside_lag_records", "Records that the follower furthest behind has yet to be given.", now.lag_records),
+            ("wayside_streams", "Streams that exist.", now.streams),
+            ("wayside_store_bytes", "Bytes of the store on disk.", now.store_bytes),
+            ("wayside_uncommitted_bytes", "Bytes of records that wait for the disk.", now.uncommitted_bytes),
+            ("wayside_cached_bytes", "Bytes of recent records in memory.", now.cached_bytes),
+            (
+                "wayside_store_failed",
+                "1 when the store has failed and nothing is acknowledged.",
+                int(bool(self._log.failed)),
+            ),
+        )
+        for name, text, value in gauges:
+            yield GaugeMetricFamily(name, text, value=value)
+        if self.server is not None:
+            yield GaugeMetricFamily("wayside_connections", "Open connections.", value=len(self.server.connections))
+            responses = CounterMetricFamily("wayside_responses", "HTTP answers by class of status.", labels=["status"])
+            for digit, number in enumerate(self.server.responses):
+                if digit:
+                    responses.add_metric([f"{digit}xx"], number)
+            yield responses
