@@ -1,0 +1,5 @@
+"""``python -m wayside`` is the ``wayside`` command."""
+
+from wayside.cli import main
+
+main()

@@ -1,0 +1,89 @@
+"""What ``wayside serve`` can be told: by options, by ``WAYSIDE_*`` in the environment, by a TOML file; in that order."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from wayside.limits import Limits
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LIMIT_HELP = {
+    "header_bytes_max": "Largest request head.",
+    "body_bytes_max": "Largest request body.",
+    "body_memory_bytes_max": "Larger bodies are spooled to disk.",
+    "json_body_bytes_max": "Largest JSON body.",
+    "piece_bytes_max": "Records that a spooled body is cut into.",
+    "read_bytes_max": "What a follower reads and writes in one step.",
+    "write_buffer_bytes_max": "Write buffer at which a follower counts as slow.",
+    "uncommitted_bytes_max": "Appends that may wait for the disk.",
+    "cache_bytes_max": "Recent records in memory, over all streams.",
+    "stream_cache_bytes_max": "Recent records in memory, for one stream.",
+    "retention_bytes": "Default retention of a stream on disk.",
+    "retention_bytes_memory": "Default retention of a stream in memory.",
+    "streams_max": "Streams.",
+    "path_bytes_max": "Longest path of a stream.",
+    "producers_max": "Idempotent producers remembered for one stream.",
+    "connections_max": "Open connections.",
+    "header_timeout_s": "Seconds for a request head, and between two reads of a body.",
+    "idle_timeout_s": "Seconds that a connection may be idle.",
+    "wait_s_max": "Longest long poll, in seconds.",
+    "long_poll_s": "Seconds of a long poll that names none.",
+    "sse_s": "Seconds of a live=sse response.",
+    "heartbeat_s": "Seconds of silence after which a follower gets a comment.",
+    "drain_s": "Seconds that a shutdown waits for requests under way.",
+}
+
+
+def limit_options(command: F) -> F:
+    """An option for every field of :class:`~wayside.limits.Limits`."""
+    for field in reversed(dataclasses.fields(Limits)):
+        kind = click.FloatRange(min=0) if isinstance(field.default, float) else click.IntRange(min=1)
+        command = click.option(
+            f"--{field.name.replace('_', '-')}",
+            field.name,
+            type=kind,
+            default=field.default,
+            show_default=True,
+            envvar=f"WAYSIDE_{field.name.upper()}",
+            help=LIMIT_HELP[field.name],
+        )(command)
+    return command
+
+
+def limits_of(values: dict[str, Any]) -> Limits:
+    """Take the limits out of a command's values."""
+    return Limits(**{field.name: values.pop(field.name) for field in dataclasses.fields(Limits)})
+
+
+def read_config(context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
+    """Make a TOML file the defaults of a command's options. Unknown keys are refused."""
+    if value is None:
+        return None
+    try:
+        settings = tomllib.loads(value.read_text())
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{value}: {error}") from error
+    settings = {name.replace("-", "_"): setting for name, setting in settings.items()}
+    known = {parameter.name for parameter in context.command.params}
+    if unknown := sorted(set(settings) - known):
+        raise click.BadParameter(f"{value} has unknown settings: {', '.join(unknown)}. See wayside serve --help.")
+    context.default_map = {**(context.default_map or {}), **settings}
+    return value
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
