@@ -1,0 +1,33 @@
+"""``wayside serve --demo``: something to look at without writing a line."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Callable
+from itertools import islice, pairwise
+
+import httpx
+
+from tests.e2e.processes import PATIENCE_S, Hub, events
+
+
+def test_demo(start_hub: Callable[..., Hub]) -> None:
+    """Real figures of this machine come every second on demo/machine, and the hub says how to look at them."""
+    hub = start_hub("--demo")
+    url = hub.stream("demo/machine")
+    hub.program.out.wait_for(f"curl {url}")
+    with httpx.stream("GET", url, headers={"Accept": "text/event-stream"}, timeout=PATIENCE_S) as response:
+        figures = [json.loads(data) for _, _, data in islice(events(response.iter_lines()), 3)]
+    times = [dt.datetime.fromisoformat(figure["time"]) for figure in figures]
+    gaps = [(after - before).total_seconds() for before, after in pairwise(times)]
+    assert all(0.9 < gap < 5 for gap in gaps), gaps
+    assert abs((dt.datetime.now(dt.UTC) - times[-1]).total_seconds()) < 60
+    for figure in figures:
+        assert 0 <= figure["cpu_percent"] <= 100
+        assert 0 < figure["memory_percent"] <= 100
+        assert figure["network_received_bytes"] >= 0
+    assert figures[-1]["network_sent_bytes"] >= figures[0]["network_sent_bytes"]
+    assert hub.stop() == 0
+    hub.start()
+    assert hub.read("demo/machine")[: len(figures)] == figures

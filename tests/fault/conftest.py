@@ -1,0 +1,59 @@
+"""Fixtures: hubs on uvloop that are served over HTTP on a directory of the test's choice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import uvloop
+
+from tests.fault.disk import Disk
+from tests.http.harness import Running
+from wayside import Limits
+from wayside.errors import Refusal
+from wayside.hub import Hub
+from wayside.log.files import CHECKED_VFS
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"uvloop": uvloop.new_event_loop}
+
+
+class Serve(Protocol):
+    def __call__(self, directory: Path, *, vfs: str = CHECKED_VFS, **limits: Any) -> Awaitable[Running]: ...
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Starts hubs; those that are still open at the end are closed."""
+    everything: list[Running] = []
+
+    async def start(directory: Path, *, vfs: str = CHECKED_VFS, **limits: Any) -> Running:
+        hub = Hub(f"file:{directory}", limits=Limits(**limits), vfs=vfs)
+        running = Running(hub, await hub.serve(port=0))
+        everything.append(running)
+        return running
+
+    yield start
+    for running in everything:
+        with contextlib.suppress(Refusal):
+            await stop(running)
+
+
+async def stop(running: Running) -> None:
+    """End a hub in order. Raises what its store has to say."""
+    for wire in running.wires:
+        wire.close()
+    running.server.stop()
+    await running.hub.close()
+
+
+@pytest.fixture
+def disk() -> Iterator[Disk]:
+    disk = Disk()
+    yield disk
+    disk.unregister()

@@ -1,0 +1,28 @@
+"""Rules of the source that nothing else enforces."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import wayside
+
+SOURCE = Path(wayside.__file__).parent
+MODULES = sorted(SOURCE.rglob("*.py"))
+LINES_MAX = 500
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_module_is_small_and_says_what_it_is_for(path: Path) -> None:
+    """No module is over 500 lines, and each opens with a docstring."""
+    text = path.read_text()
+    assert len(text.splitlines()) <= LINES_MAX
+    assert ast.get_docstring(ast.parse(text))
+
+
+def test_public_names_are_what_they_are() -> None:
+    """The names of the package itself: adding one is a decision, losing one breaks somebody."""
+    assert sorted(wayside.__all__) == ["Durability", "Hub", "Limits", "Record", "Refusal", "StreamInfo"]
+    assert all(hasattr(wayside, name) for name in wayside.__all__)
