@@ -59,7 +59,8 @@ class Hub:
     def spawn(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "wayside", "serve", "--port", "0", "--data", str(self.directory)]
         command += ["--body-memory-bytes-max", str(MEMORY_BYTES), "--log-level", "error"]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        environment = os.environ | {"PYTHONFAULTHANDLER": "1"}
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
         return self._process
 
     def start(self) -> tuple[str, int]:
@@ -70,8 +71,10 @@ class Hub:
         ready, _, _ = select.select([process.stdout], [], [], 60)
         line = process.stdout.readline().decode() if ready else ""
         if not line.startswith("listening on http://"):
-            process.kill()
-            pytest.fail(f"the hub did not start: {line}{process.stdout.read().decode()}")
+            waited_s = time.perf_counter() - began
+            process.send_signal(signal.SIGABRT)  # where it hangs, it says where
+            said = line + process.stdout.read().decode(errors="replace")
+            pytest.fail(f"the hub did not start in {waited_s:.1f} s, and ended with {process.wait()}: {said}")
         self.recoveries_s.append(time.perf_counter() - began)
         host, _, port = line.removeprefix("listening on http://").strip().rpartition(":")
         return host, int(port)
