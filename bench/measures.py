@@ -9,7 +9,7 @@ from bench.hub import BYTES, JSON, Hub
 from bench.machine import BenchError, forget_peak, memory_kb
 from bench.peers import Nats, Nchan, Nginx, Redis, RedisDurable
 from bench.process import Server
-from bench.turns import Bench, Result, Row
+from bench.turns import Bench, Contenders, Result, Row
 
 
 def _fan(server: Server, *options: object) -> Result:
@@ -70,6 +70,33 @@ def fan_out_durable(bench: Bench) -> list[Row]:
     _fan_out(bench, name, [Nchan], "fsync", "-n", scale.followers, "-c", 16, "-w", 64, "-d", scale.seconds)
     what = f"the same, every message fsynced (Nchan: memory), {scale.followers:,} followers"
     return [bench.row(name, what, "del_s", "deliveries/s", target=3.0, peer=Nchan.name)]
+
+
+def slow_follower(bench: Bench) -> list[Row]:
+    """SSE to 1,000 followers, one message of 32 KiB at a time, without and with 20 more that never read: the p99 of
+    the others' latency, and what the hub holds for each that never reads. Those read in the end, and get it all.
+    """
+    name, scale = "slow-follower", bench.scale
+    alone, beside = "Wayside, all read", f"Wayside, {scale.followers_slow} never read"
+    message_bytes = 32 << 10
+    messages = int(100 * scale.seconds)  # 300 are 9.4 MiB; the kernel holds up to 4 MiB for a connection (tcp_wmem)
+
+    def take(slow: int) -> Result:
+        with Hub(bench.fresh(Hub.name), memory=True) as hub:
+            hub.create(["t"], JSON, "memory")
+            result = _fan(hub, "-n", scale.followers, "-c", 1, "-w", 1, "-M", messages, "-b", message_bytes, "-S", slow)
+            return result | {"growth_b": (result["rss_end_kb"] - result["rss_idle_kb"]) * 1024}
+
+    contenders: Contenders = {alone: (Hub, lambda: take(0)), beside: (Hub, lambda: take(scale.followers_slow))}
+    bench.take_turns(name, contenders)
+    growths = zip(bench.figures(name, alone, "growth_b"), bench.figures(name, beside, "growth_b"), strict=False)
+    held = [(with_slow - without) / scale.followers_slow for without, with_slow in growths]
+    what = f"SSE to {scale.followers:,} followers beside {scale.followers_slow} that never read"
+    return [
+        bench.row(name, what + ": p99 of the others", "p99_us", "us", target=1.2, at_most=True, ours=beside, peer=alone),
+        Row(measure=name, what=what + ": memory of each slow one", unit="bytes", target=512 << 10, at_most=True,
+            ours=held),
+    ]  # fmt: skip
 
 
 def append(bench: Bench) -> list[Row]:
@@ -220,6 +247,7 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "fan-out-single": fan_out_single,
     "fan-out-burst": fan_out_burst,
     "fan-out-durable": fan_out_durable,
+    "slow-follower": slow_follower,
     "append": append,
     "catch-up-small": catch_up_small,
     "catch-up-large": catch_up_large,

@@ -27,6 +27,7 @@ class Scale:
     seconds: float
     followers: int
     followers_idle: int
+    followers_slow: int
     appenders: int
     append_bytes: int
     streams: int
@@ -36,11 +37,11 @@ class Scale:
 
 
 FULL = Scale(
-    repetitions=3, seconds=3.0, followers=1000, followers_idle=10_000, appenders=256, append_bytes=100,
+    repetitions=3, seconds=3.0, followers=1000, followers_idle=10_000, followers_slow=20, appenders=256, append_bytes=100,
     streams=1000, getters=64, large_bytes=1 << 30, peers=True,
 )  # fmt: skip
 QUICK = Scale(
-    repetitions=1, seconds=0.3, followers=50, followers_idle=50, appenders=16, append_bytes=100, streams=50,
+    repetitions=1, seconds=0.3, followers=50, followers_idle=50, followers_slow=2, appenders=16, append_bytes=100, streams=50,
     getters=8, large_bytes=8 << 20, peers=False,
 )  # fmt: skip
 

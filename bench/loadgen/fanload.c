@@ -2,26 +2,27 @@
 // server's CPU.
 //
 //   fanload -m sse|redis|nats -p PORT -s SUBSCRIBE_PATH -u PUBLISH_PATH -n FOLLOWERS -c PUBLISHERS -P PID,PID
-//           [-w WINDOW] [-d SECONDS | -M MESSAGES] [-b BODY_BYTES] [-i IDLE_S]
+//           [-w WINDOW] [-d SECONDS | -M MESSAGES] [-b BODY_BYTES] [-i IDLE_S] [-S SLOW_FOLLOWERS]
 //
 // -c 1 -w 1: one message at a time, the next when every follower has the last (nothing can be coalesced).
 // -c 16 -w 64: saturation, with at most 64 messages ahead of what followers have on average.
 // A message is JSON, and holds "~" and the time of its sending in 16 hex digits: each "~" received is a
 // delivery, so a server must not send one by itself. -i: seconds to sit idle, connected, before the memory is
-// read.
+// read. -S: so many more followers (SSE only) that read nothing until all others have everything; what they
+// get then is counted apart.
 //
 // One JSON line out: del_s deliveries/s; cpu_us CPU of the PIDs per delivery in us (schedstat, so precise);
 // ok: 1 when every delivery arrived and no publish was refused; p50_us p99_us max_us latency from sending to
 // delivery; rss_per_conn_b memory per idle follower in bytes; rss0_kb rss_idle_kb rss_end_kb the server's
 // memory before any connection, with all of them idle, and at the end; load_cpu the share of a core that this
-// program used.
+// program used; slow_received deliveries to the slow followers.
 #include "common.h"
 #include <signal.h>
 #include <sys/resource.h>
 
 enum { SSE, REDIS, NATS };
 enum { BODY_MAX = 65536, STALL_S = 4, RUN_S_MAX = 90 };
-static int mode = SSE, N = 1000, C = 1, window = 64, body_bytes = 100, port;
+static int mode = SSE, N = 1000, C = 1, S = 0, window = 64, body_bytes = 100, port;
 static uint64_t messages; // 0: as many as fit into the duration
 static double seconds = 3, idle_s = 0.3;
 static const char *sub_path = "/sub/t", *pub_path = "/pub/t", *pids = "";
@@ -210,6 +211,28 @@ static void publisher_read(conn *c) {
   }
 }
 
+// A follower that has asked and does not read. The kernel takes little for it.
+static int open_slow(void) {
+  int fd = connect_to(port), small = 4096;
+  struct timeval patience = {STALL_S, 0};
+  setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+  setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  char r[700];
+  int n = snprintf(r, sizeof r, "GET %s HTTP/1.1\r\nHost: l\r\nAccept: text/event-stream\r\n\r\n", sub_path);
+  send_all(fd, r, n);
+  return fd;
+}
+
+// Reads until all messages have come, or none comes any more; returns how many did.
+static uint64_t drain_slow(int fd, uint64_t wanted) {
+  uint64_t got = 0;
+  ssize_t n;
+  while (got < wanted && (n = recv(fd, buf, sizeof buf, 0)) > 0)
+    for (char *p = buf, *end = buf + n; (p = memchr(p, '~', end - p)); p++) got++;
+  close(fd);
+  return got;
+}
+
 static double servers_rss_kb(void) {
   double sum = 0;
   char path[64], line[256];
@@ -248,7 +271,7 @@ static int turn(int timeout_ms) {
 }
 
 static void options(int argc, char **argv) {
-  for (int o; (o = getopt(argc, argv, "m:p:s:u:n:M:w:c:b:P:d:i:")) != -1;) {
+  for (int o; (o = getopt(argc, argv, "m:p:s:u:n:M:w:c:b:P:d:i:S:")) != -1;) {
     if (o == 'm')
       mode = !strcmp(optarg, "redis") ? REDIS : !strcmp(optarg, "nats") ? NATS : SSE;
     else if (o == 'p')
@@ -271,6 +294,8 @@ static void options(int argc, char **argv) {
       seconds = atof(optarg);
     else if (o == 'i')
       idle_s = atof(optarg);
+    else if (o == 'S')
+      S = atoi(optarg);
     else if (o == 'P')
       pids = optarg;
     else
@@ -296,6 +321,8 @@ int main(int argc, char **argv) {
       return 1;
     }
   }
+  int *slow = calloc(S + 1, sizeof *slow);
+  for (int i = 0; i < S; i++) slow[i] = open_slow();
   double rss_idle = 0;
   for (uint64_t until = now() + (uint64_t)(idle_s * 1e9); now() < until;) turn(10);
   rss_idle = servers_rss_kb();
@@ -342,14 +369,18 @@ int main(int argc, char **argv) {
   }
   uint64_t t1 = complete ? now() : progress;
   double wall = (t1 - t0) / 1e9, cpu = cpu_ns(pids) - cpu0, own = own_cpu_s() - own0;
+  double rss_end = servers_rss_kb();
+  uint64_t slow_received = 0;
+  for (int i = 0; i < S; i++) slow_received += drain_slow(slow[i], published);
+  complete = complete && received == published * N && slow_received == published * S && !refused;
   printf("{\"ok\":%d,\"messages\":%llu,\"received\":%llu,\"refused\":%llu,\"del_s\":%.0f,\"cpu_us\":%.3f,"
          "\"p50_us\":%.0f,\"p99_us\":%.0f,\"max_us\":%llu,\"rss0_kb\":%.0f,\"rss_idle_kb\":%.0f,\"rss_end_"
          "kb\":%.0f,"
-         "\"rss_per_conn_b\":%.0f,\"load_cpu\":%.2f}\n",
-         complete && received == published * N && !refused, (unsigned long long)published,
+         "\"rss_per_conn_b\":%.0f,\"load_cpu\":%.2f,\"slow_received\":%llu}\n",
+         complete, (unsigned long long)published,
          (unsigned long long)received, (unsigned long long)refused, received / wall,
          cpu / 1e3 / (received ? received : 1), hist_quantile(.5), hist_quantile(.99),
-         (unsigned long long)hist_max, rss0, rss_idle, servers_rss_kb(), (rss_idle - rss0) * 1024 / N,
-         own / wall);
+         (unsigned long long)hist_max, rss0, rss_idle, rss_end, (rss_idle - rss0) * 1024 / N,
+         own / wall, (unsigned long long)slow_received);
   return 0;
 }
