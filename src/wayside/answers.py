@@ -57,7 +57,7 @@ def head_fields(stream: StreamView, end: int, *, etag: str | None, cache: bytes,
     """The header fields of a read that ends at ``end``."""
     offset = str(stream.offset(end)).encode()
     parts = [
-        b"Content-Type: %b\r\nStream-Next-Offset: %b\r\nCache-Control: %b\r\nVary: Accept, Prefer\r\n"
+        b"Content-Type: %b\r\nStream-Next-Offset: %b\r\nCache-Control: %b\r\nVary: Accept, Last-Event-ID, Origin, Prefer\r\n"
         % (stream.config.content_type.encode("latin-1", "replace"), offset, cache)
     ]
     if end == stream.tail:

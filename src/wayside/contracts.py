@@ -113,7 +113,7 @@ class Sink(Protocol):
     @property
     def send(self) -> Callable[[Any], int | None]:
         """The shortest way out, for a frame that many are given: takes it and returns None; or returns how much of it was
-        taken, or raises ``BlockingIOError``, and is then given the rest by ``queue``."""
+        taken, or raises ``OSError``, and is then given the rest by ``queue``."""
         ...
 
     def write(self, frame: Any) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "StreamInfo",
     "media_type",
     "require_size",
+    "runs",
     "split_records",
 ]
 
@@ -302,6 +303,21 @@ def _json_records(body: bytes, *, empty_array: bool) -> list[bytes]:
     if b"\n" in value or b"\r" in value:  # only between tokens: JSON strings hold no raw control characters
         records = [record.replace(b"\r", b" ").replace(b"\n", b" ") for record in records]
     return records
+
+
+def runs(records: list[bytes], size: int, bytes_max: int) -> list[list[bytes]]:
+    """``records``, of ``size`` bytes together, in runs of at most ``bytes_max`` bytes; a larger record is its own."""
+    if size <= bytes_max or len(records) == 1:
+        return [records]
+    result: list[list[bytes]] = []
+    start = held = 0
+    for index, record in enumerate(records):
+        held += len(record)
+        if held > bytes_max and index > start:
+            result.append(records[start:index])
+            start, held = index, len(record)
+    result.append(records[start:])
+    return result
 
 
 def require_size(size: int, limit: int, what: str) -> None:

@@ -18,9 +18,12 @@ import structlog
 from wayside import demo
 from wayside.hub import Hub
 
+_log = structlog.get_logger("wayside")
+
 
 async def serve(hub: Hub, host: str, port: int, with_demo: bool) -> int:
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_log_mishap)
     stop = asyncio.Event()
     signals = 0
 
@@ -57,6 +60,10 @@ async def serve(hub: Hub, host: str, port: int, with_demo: bool) -> int:
     await server.drain(hub.limits.drain_s)
     await hub.close()
     return 1 if hub.log.failed else 0
+
+
+def _log_mishap(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    _log.error(context["message"], exc_info=context.get("exception"))
 
 
 def _hints(url: str) -> str:

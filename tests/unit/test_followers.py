@@ -443,7 +443,8 @@ class Reluctant(Recorder):
 
 
 async def test_what_a_sink_does_not_take_at_once_is_queued(log: EmbeddedLog) -> None:
-    """Whether a frame is sent whole, in part or not at all, each sink gets all of it; one that is broken nothing."""
+    """Whether a frame is sent whole, in part or not at all, each sink gets all of it; one that is broken too, so that
+    it notices."""
     await create(log, "s", creation(BYTES))
     sinks = [Reluctant(takes) for takes in (0, 1, 2, 3, 100, BlockingIOError(), ConnectionResetError())]
     for sink in sinks:
@@ -452,4 +453,4 @@ async def test_what_a_sink_does_not_take_at_once_is_queued(log: EmbeddedLog) -> 
     await append(log, "s", b"de")
     await turns()
     await until(lambda: sinks[0].taken == b"abcde")
-    assert [sink.taken for sink in sinks] == [b"abcde"] * 6 + [b""]
+    assert [sink.taken for sink in sinks] == [b"abcde"] * 7

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
@@ -28,6 +29,8 @@ MEMO_BYTES_MAX = 16 * 1024
 LINGER_S = 2.0
 """How long a client that is still sending is heard out, so that it reads the refusal and not a reset."""
 
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER for no time: the connection ends with a reset (RST)."""
 _CHUNKED = ("chunked", chunk)
 _IDENTITY = ("identity", identity)
 
@@ -83,6 +86,7 @@ class Connection(asyncio.Protocol):
         "_send",
         "_server",
         "_socket",
+        "_unsent",
         "deadline",
         "paused",
         "reader",
@@ -111,6 +115,8 @@ class Connection(asyncio.Protocol):
         self._dispatching = False
         self._ending = False
         """Close after the answer under way."""
+        self._unsent = 0
+        """Bytes that were not sent yet when the connection was closed, or its deadline was moved."""
 
     # -- asyncio.Protocol
 
@@ -175,11 +181,15 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.paused = True
+        if self._socket is not None and self.transport is not None:
+            self.transport.pause_reading()  # what it reads it may have to answer: pings
         if self.reader is not None:
             self.reader.pause()
 
     def resume_writing(self) -> None:
         self.paused = False
+        if self._socket is not None and self.transport is not None:
+            self.transport.resume_reading()
         if self.reader is not None:
             self.reader.pump()
         else:
@@ -202,10 +212,8 @@ class Connection(asyncio.Protocol):
             self._queued = False
         try:
             sent = self._send(data)
-        except BlockingIOError:
+        except OSError:  # BlockingIOError; or it is broken, which the transport then sees too, and ends it
             sent = 0
-        except OSError:
-            return  # the transport sees the same, and ends the connection
         if sent != len(data):
             self.queue(data, sent)
 
@@ -224,14 +232,14 @@ class Connection(asyncio.Protocol):
     # -- requests in
 
     def _feed(self, data: bytes) -> None:
-        if self._incoming is None:
-            self._incoming = Incoming(self._server)
-        rest = self._incoming.feed(data)
-        self._next()
-        if rest and self._socket is not None:
-            self._socket.receive(rest)
-        elif rest and not self._ending:
-            self._feed(rest)
+        while data and not self._ending:
+            if self._socket is not None:
+                self._socket.receive(data)
+                return
+            if self._incoming is None:
+                self._incoming = Incoming(self._server)
+            data = self._incoming.feed(data)
+            self._next()
 
     def _next(self) -> None:
         """Dispatch what has arrived, in order, one at a time."""
@@ -271,7 +279,7 @@ class Connection(asyncio.Protocol):
         if memo is not None:
             subject, version, note, common, answer = memo
             if subject.version is version and common is self._server.common and not self._ending:
-                self._server.post(self, answer)
+                self._post(answer)
                 note()
                 self._server.responses[2] += 1
                 self._done(request)
@@ -291,7 +299,7 @@ class Connection(asyncio.Protocol):
         server = self._server
         server.responses[status // 100] += 1
         if status == 204 and request is not None and request.plain and not self._ending:
-            server.post(self, b"%b%b\r\n" % (server.no_content, headers))
+            self._post(b"%b%b\r\n" % (server.no_content, headers))
             self._go_on()
             return
         keep_alive = request is not None and request.keep_alive and not self._ending
@@ -309,12 +317,20 @@ class Connection(asyncio.Protocol):
         else:
             answer = b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
         if keep_alive and len(answer) <= MEMO_BYTES_MAX:
-            server.post(self, answer)
-        else:  # at once, so that a full buffer is noticed before the next request
+            self._post(answer)
+        else:
             self.write(answer)
         if memo is not None and keep_alive and request is not None and len(answer) <= MEMO_BYTES_MAX:
             request.memo = (*memo, server.common, answer)
         self._done(request)
+
+    def _post(self, answer: bytes) -> None:
+        """Send at the end of the tick; at once where more requests wait, so that a full buffer is noticed before they
+        are answered."""
+        if self._incoming is not None and self._incoming.ready:
+            self.write(answer)
+        else:
+            self._server.post(self, answer)
 
     def _done(self, request: Request | None) -> None:
         """The answer is written: on to the next request, or close."""
@@ -344,7 +360,15 @@ class Connection(asyncio.Protocol):
             transport.resume_reading()
             self.deadline = self._server.now + LINGER_S
         else:
-            transport.close()
+            self._shut(transport)
+
+    def _shut(self, transport: asyncio.Transport) -> None:
+        """Close when what is written has gone out; a client that takes none of it for as long as an idle connection is
+        kept is not waited for."""
+        transport.close()
+        self._unsent = transport.get_write_buffer_size()
+        if self._unsent:
+            self.deadline = self._server.idle_deadline
 
     def refuse(self, error: Exception, request: Request | None) -> None:
         """Answer with a problem document."""
@@ -381,6 +405,8 @@ class Connection(asyncio.Protocol):
         self._open = self._exchange.request
         self._exchange = self._incoming = None
         self._socket = NativeSocket(self, on_text, server.limits.body_memory_bytes_max)
+        if self.transport is not None:
+            self.transport.resume_reading()
         return self._socket
 
     # -- sink of an open response
@@ -401,7 +427,23 @@ class Connection(asyncio.Protocol):
 
     def abort(self, error: Exception) -> None:
         self._server.note_abort(error)
-        self.close()
+        if self._ends_with_connection:
+            self.cut()
+        else:
+            self.close()
+
+    @property
+    def _ends_with_connection(self) -> bool:
+        """Whether nothing but the end of the connection says where the open response ends: an orderly one would say that
+        it is whole."""
+        return self._open is not None and self._open.version_10
+
+    def cut(self) -> None:
+        """End now, whatever is unsent."""
+        if self.transport is not None:
+            if self._ends_with_connection and self._direct is not None:
+                self._direct.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self.transport.abort()
 
     def close(self) -> None:
         """Close when what is written has gone out."""
@@ -409,7 +451,7 @@ class Connection(asyncio.Protocol):
         self._ending = True
         self._server.flush()
         if self.transport is not None and not self.transport.is_closing():
-            self.transport.close()
+            self._shut(self.transport)
 
     def close_within(self, seconds: float) -> None:
         """Let the client close first, for so long."""
@@ -429,7 +471,12 @@ class Connection(asyncio.Protocol):
             self._next()
         elif self.transport is not None:
             self._ending = True
-            self.transport.abort() if self.transport.is_closing() or self._incoming else self.transport.close()
+            if self.transport.is_closing() and 0 < self.transport.get_write_buffer_size() < self._unsent:
+                self._shut(self.transport)  # it is slow, and still takes some
+            elif self.transport.is_closing() or self._incoming:
+                self.transport.abort()
+            else:
+                self._shut(self.transport)
 
     def drain(self) -> None:
         """The hub stops: end the open response where its reader can resume, answer waiting requests, close."""

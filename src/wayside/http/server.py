@@ -17,6 +17,7 @@ import structlog
 
 from wayside.errors import Refusal, StoreFull
 from wayside.exchange import Request
+from wayside.guard import guarded
 from wayside.http.connection import Connection
 from wayside.http.routes import Routes
 from wayside.http.wire import SECURITY, STATUS
@@ -84,9 +85,9 @@ class Server:
         self.idle_deadline = now + self.limits.idle_timeout_s
         self.common = b"Date: %b\r\n%b" % (email.utils.formatdate(usegmt=True).encode(), SECURITY)
         self.no_content = STATUS[204] + self.common
-        for connection in [c for c in self.connections if c.deadline is not None and c.deadline <= now]:
-            connection.expire()
         self._timer = asyncio.get_running_loop().call_later(1.0, self._tick)
+        for connection in [c for c in self.connections if c.deadline is not None and c.deadline <= now]:
+            guarded(connection.expire)
 
     def remember(self, head: bytes, request: Request) -> None:
         """Not to parse these bytes again."""
@@ -100,7 +101,7 @@ class Server:
         for listener in self._listeners:
             listener.close()
         for connection in list(self.connections):
-            connection.drain()
+            guarded(connection.drain)
         deadline = time.monotonic() + seconds
         while self.connections and time.monotonic() < deadline:  # noqa: ASYNC110 - each connection closes by itself
             await asyncio.sleep(0.02)
@@ -114,8 +115,7 @@ class Server:
         for listener in self._listeners:
             listener.close()
         for connection in list(self.connections):
-            if connection.transport is not None:
-                connection.transport.abort()
+            connection.cut()
 
     def spool_failed(self, error: OSError) -> Refusal:
         """A body could not be spooled."""

@@ -107,7 +107,8 @@ class NativeSocket:
             if event.opcode is Opcode.TEXT or event.opcode is Opcode.BINARY:
                 self._in_text = event.opcode is Opcode.TEXT
             if self._in_text and (event.opcode is Opcode.TEXT or event.opcode is Opcode.CONT) and not self._ended:
-                self._fragments.append(bytes(event.data))
+                if event.data:
+                    self._fragments.append(bytes(event.data))
                 if event.fin:
                     message = b"".join(self._fragments)
                     self._fragments.clear()

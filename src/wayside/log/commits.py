@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from wayside.contracts import Clock, Done
 from wayside.errors import Overloaded, Refusal, StoreFailed, StoreFull
+from wayside.guard import guarded, report
 from wayside.limits import Limits
 from wayside.log.directory import Directory
 from wayside.log.pending import Pending
@@ -266,7 +268,7 @@ class Commits:
         self.uncommitted_bytes -= flight.size
         self._show([p for p in flight.pendings if p.stream.fsync])
         for apply in flight.applied:
-            apply()
+            guarded(apply)
 
     def _show(self, pendings: list[Pending]) -> None:
         """Make appends visible, acknowledge them, then deliver them."""
@@ -285,12 +287,13 @@ class Commits:
             closed = stream.closed
             epoch = stream.lineage[-1][1]
             for done, end, producer in acks:
-                if end > pending.position:
-                    done(Appended(epoch, end, closed, False, producer))
-                else:  # a close that appended nothing
-                    done(Appended(*stream.offset(end), closed, False, producer))
+                at, where = (epoch, end) if end > pending.position else stream.offset(end)  # a close appends nothing
+                try:
+                    done(Appended(at, where, closed, False, producer))
+                except Exception as error:  # the others are to be told all the same
+                    report(error, done)
         for pending in pendings:
-            pending.stream.publish()
+            guarded(pending.stream.publish)
             self._on_shown(pending.stream)
 
     def _fail(self, flight: Flight, refusal: Refusal) -> None:
@@ -306,9 +309,9 @@ class Commits:
             undo()
         for pending in taken:
             for done, _end, _producer in pending.acks:
-                done(refusal)
+                guarded(partial(done, refusal))
         for done in flight.refused + dirty.refused:
-            done(refusal)
+            guarded(partial(done, refusal))
         self._lazy = [p for p in everything if p.stream.config.durability is Durability.ASYNC] + self._lazy
         if not self.failed:
             self._come_back(FULL_S)

@@ -13,7 +13,6 @@ This module knows nothing of event loops, HTTP or followers. Errors of SQLite le
 from __future__ import annotations
 
 import contextlib
-import json
 import zlib
 from collections import OrderedDict
 from itertools import pairwise
@@ -36,6 +35,7 @@ from wayside.log.files import (
     read_mark,
 )
 from wayside.log.history import History, damaged
+from wayside.log.recovery import renew_deadlines, renew_epochs
 from wayside.log.rows import (
     Committed,
     DeleteStream,
@@ -51,7 +51,7 @@ from wayside.log.rows import (
     unpack,
 )
 from wayside.log.tables import FORMAT, SCHEMA, apply, write_chunk, write_state
-from wayside.model import Batch
+from wayside.model import Batch, runs
 
 CHUNK_BYTES = 256 * 1024
 """A chunk row. Large enough that reading runs at the speed of memory, small enough to be one step of a follower."""
@@ -62,7 +62,6 @@ CHECKPOINT_PAGES = 2000
 GARBAGE_BYTES = 8 * 1024 * 1024
 """Chunk rows of deleted streams freed in one transaction: bounds how long publishers wait for it."""
 EPOCH_BLOCK = 1 << 20
-LINEAGE_MAX = 64
 
 
 class Unsealed:
@@ -139,8 +138,8 @@ class Store:
         if not blank:
             self._rehearse()
         if not self.clean:
-            self._renew_async_epochs()
-            self._renew_deadlines(now_ms)
+            renew_epochs(c, self._journal_ends(), self.take_epoch)
+            renew_deadlines(c, now_ms)
         c.execute("UPDATE meta SET value=? WHERE key='epoch_next'", (self.epoch_next + EPOCH_BLOCK,))
         c.execute("UPDATE meta SET value=0 WHERE key='clean'")
         c.execute("UPDATE meta SET value=value+1 WHERE key='opens'")
@@ -197,6 +196,11 @@ class Store:
         unsealed = self._unsealed.get(sid)
         return [entry.state for entry in unsealed.entries if entry.state] if unsealed else []
 
+    def _journal_ends(self) -> dict[int, int]:
+        """The position after the last record that a stream has in the journal."""
+        lasts = {sid: unsealed.entries[-1] for sid, unsealed in self._unsealed.items() if unsealed.entries}
+        return {sid: last.position + last.count for sid, last in lasts.items()}
+
     def _separator(self, sid: int) -> bytes | None:
         row = self._writer.execute("SELECT config FROM stream WHERE sid=?", (sid,)).fetchone()
         return None if row is None else (b"," if decode_config(row[0]).is_json else b"")
@@ -205,33 +209,6 @@ class Store:
         """Up to where chunk rows had the records, those that were let go since included."""
         row = self._writer.execute("SELECT tail FROM stream WHERE sid=?", (sid,)).fetchone()
         return int(row[0]) if row else 0
-
-    def _renew_async_epochs(self) -> None:
-        """After a crash, what an ``async`` stream acknowledged last may be missing: its next records get a new epoch,
-        so that a reader who saw what was lost is told so, and never reads on past other records."""
-        rows: list[Any] = self._writer.execute(
-            "SELECT sid, lineage, tail FROM stream WHERE durability='async' AND gone=0"
-        ).fetchall()
-        for sid, text, end in rows:
-            if sid in self._unsealed and self._unsealed[sid].entries:
-                last = self._unsealed[sid].entries[-1]
-                end = max(end, last.position + last.count)
-            lineage = [pair for pair in json.loads(text) if pair[0] < end or (pair[0] == 0 and end == 0)]
-            lineage.append([end, self.take_epoch()])
-            own = next(index for index, pair in enumerate(lineage) if pair[1] >= sid)  # before it: its source's
-            while len(lineage) > LINEAGE_MAX and own + 1 < len(lineage):
-                first = lineage.pop(own)[0]
-                lineage[own][0] = first  # the oldest epoch is forgotten, and the next one names its records
-            self._writer.execute("UPDATE stream SET lineage=? WHERE sid=?", (json.dumps(lineage), sid))
-
-    def _renew_deadlines(self, now_ms: int) -> None:
-        """After a crash nobody knows when a stream was last used: it has its time to live again."""
-        ttl_s = "json_extract(CAST(config AS TEXT), '$.ttl_s')"
-        self._writer.execute(
-            f"UPDATE stream SET expires_ms=max(expires_ms, ? + 1000 * {ttl_s}) "
-            f"WHERE expires_ms IS NOT NULL AND {ttl_s} IS NOT NULL",
-            (now_ms,),
-        )
 
     # -- writing, on the writer's thread
 
@@ -320,9 +297,10 @@ class Store:
         unsealed.add(entry)
 
     def _seal(self, sid: int, unsealed: Unsealed, put: Put | None) -> None:
-        """Write what a stream has in the journal, and ``put`` after it, as one chunk row."""
+        """Write what a stream has in the journal, and ``put`` after it, as a chunk row; as several where ``put`` is long."""
         sizes = [entry.sizes for entry in unsealed.entries]
         parts = [entry.data for entry in unsealed.entries if entry.count]
+        more: list[list[bytes]] = []
         state = State()
         for entry in unsealed.entries:
             if entry.state:
@@ -333,17 +311,21 @@ class Store:
             if not unsealed.entries:
                 position = put.position
             time_ms = put.time_ms
-            if put.records:
-                sizes.append(pack_sizes(put.records))
-                parts.append(put.separator.join(put.records))
+            first, *more = runs(put.records, put.size, CHUNK_BYTES)
+            if first:
+                sizes.append(pack_sizes(first))
+                parts.append(put.separator.join(first))
             if put.state:
                 state = state.merge(put.state)
         packed = b"".join(sizes)
         assert all(a.position + a.count == b.position for a, b in pairwise(unsealed.entries)), "a gap in the journal"
         if packed:
-            write_chunk(
-                self._writer, sid, position, time_ms, packed, unsealed.separator.join(parts), len(unsealed.separator)
-            )
+            gap = len(unsealed.separator)
+            write_chunk(self._writer, sid, position, time_ms, packed, unsealed.separator.join(parts), gap)
+            position += len(packed) // 4
+            for run in more:
+                write_chunk(self._writer, sid, position, time_ms, pack_sizes(run), unsealed.separator.join(run), gap)
+                position += len(run)
         if state != State():
             write_state(self._writer, sid, state)
 

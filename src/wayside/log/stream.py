@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from wayside.contracts import Clock, Done, Encoding
 from wayside.errors import BadRequest, Conflict, DamagedStore, Fenced, Gone
+from wayside.guard import guarded
 from wayside.limits import Limits
 from wayside.log.pending import Pending
 from wayside.log.rows import FORGOTTEN, State, StreamRow
@@ -27,6 +28,7 @@ from wayside.model import (
     StreamInfo,
     media_type,
     require_size,
+    runs,
     split_records,
 )
 
@@ -349,8 +351,12 @@ class Stream:
             return False
         if not pending.records:
             return False
-        self.tail = pending.position + len(pending.records)
-        self.cache(Batch(pending.position, pending.time_ms, pending.records), pending.size)
+        position = pending.position
+        self.tail = position + len(pending.records)
+        for run in runs(pending.records, pending.size, self.limits.read_bytes_max):  # or one read would take them all
+            batch = Batch(position, pending.time_ms, run)
+            self.cache(batch, pending.size if run is pending.records else batch.size)
+            position = batch.end
         return True
 
     def cache(self, batch: Batch, size: int) -> None:
@@ -403,7 +409,7 @@ class Stream:
         if self.waiters:
             waiters, self.waiters = self.waiters, set()
             for waiter in waiters:
-                waiter()
+                guarded(waiter)
 
     def wait(self, waiter: Callable[[], None]) -> Callable[[], None]:
         """Have ``waiter`` called once at the next change; returns how to forget it."""

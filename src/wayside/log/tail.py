@@ -176,10 +176,8 @@ class Cohort:
         for follower, send in self.members.items():
             try:
                 sent = send(frame)
-            except BlockingIOError:
+            except OSError:  # its buffer is full; or its connection is broken, and whoever is given the frame ends it
                 sent = 0
-            except OSError:
-                continue  # its connection ends, and takes it out
             if sent is not None and sent != size:
                 follower.sink.queue(frame, sent)
         self._writing = False

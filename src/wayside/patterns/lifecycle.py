@@ -54,7 +54,7 @@ def list_streams(exchange: Exchange, log: Log) -> None:
     """Answer a GET of the collection: ``{"streams": [...], "next": "PATH" or null}``, by path, a page at a time."""
     request = exchange.request
     limit = request.one("limit") or "100"
-    if not (limit.isascii() and limit.isdecimal()) or not 1 <= int(limit[:9]) <= LIST_MAX:
+    if not (limit.isascii() and limit.isdecimal() and len(limit) < 9) or not 1 <= int(limit) <= LIST_MAX:
         raise BadRequest(f"limit must be from 1 to {LIST_MAX}.", code="parameter-invalid")
     infos = log.list(request.one("prefix") or "", request.one("after") or "", int(limit))
     body = msgspec.json.encode(

@@ -33,7 +33,7 @@ def read(exchange: Exchange, log: Log, stream: StreamView, wait_s: float | None)
     else:
         seconds = min(wait_s, log.limits.wait_s_max)
         applied = b"Preference-Applied: wait=%d\r\n" % seconds
-    poll = _Poll(exchange, log, stream, position, applied)
+    poll = _Poll(exchange, log, stream, position, applied, request.one("cursor"))
     if position < stream.tail or stream.closed or seconds <= 0:
         poll.answer()
     else:
@@ -41,14 +41,17 @@ def read(exchange: Exchange, log: Log, stream: StreamView, wait_s: float | None)
 
 
 class _Poll:
-    __slots__ = ("_applied", "_exchange", "_forget", "_log", "_position", "_stream", "_timer")
+    __slots__ = ("_applied", "_cursor", "_exchange", "_forget", "_log", "_position", "_stream", "_timer")
 
-    def __init__(self, exchange: Exchange, log: Log, stream: StreamView, position: int, applied: bytes) -> None:
+    def __init__(
+        self, exchange: Exchange, log: Log, stream: StreamView, position: int, applied: bytes, cursor: str | None
+    ) -> None:
         self._exchange = exchange
         self._log = log
         self._stream = stream
         self._position = position
         self._applied = applied
+        self._cursor = cursor
         self._timer: asyncio.TimerHandle | None = None
 
     def wait(self, seconds: float) -> None:
@@ -85,7 +88,7 @@ class _Poll:
             stream.tail,
             etag=etag_of(stream, self._position) if data else None,
             cache=cache_control(True) if data and not self._applied else b"no-store",
-            cursor=None if stream.closed and not data else str(cursor_after(self._exchange.request.one("cursor"))),
+            cursor=None if stream.closed and not data else str(cursor_after(self._cursor)),
         )
         if data:
             answer(self._exchange, self._log, stream, self._position, head, PATTERN)

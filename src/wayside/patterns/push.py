@@ -69,7 +69,7 @@ class _Session:
         assert self.socket is not None
         try:
             grant = msgspec.json.decode(text, type=_Grant).credit
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             grant = 0
         if not 0 < grant <= CREDIT_MAX:
             self.socket.close(1008, f'send {{"credit": n}} with n from 1 to {CREDIT_MAX}')
