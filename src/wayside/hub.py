@@ -212,13 +212,14 @@ class Hub:
 def _encode(stream: StreamView, record: Any) -> bytes:
     if stream.config.is_json:
         return msgspec.json.encode(record)
-    if isinstance(record, str):
-        return record.encode()
-    if isinstance(record, bytes | bytearray | memoryview):
-        return bytes(record)
-    raise BadRequest(
-        f"{stream.path} is {stream.config.content_type}: publish bytes or str, not {type(record).__name__}."
-    )
+    if not isinstance(record, str | bytes | bytearray | memoryview):
+        raise BadRequest(
+            f"{stream.path} is {stream.config.content_type}: publish bytes or str, not {type(record).__name__}."
+        )
+    data = record.encode() if isinstance(record, str) else bytes(record)
+    if not data:
+        raise BadRequest("A record is empty: there is nothing to append.", code="empty-append")
+    return data
 
 
 async def _wait(begin: Callable[[Callable[[Any], None]], None]) -> Any:

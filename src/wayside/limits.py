@@ -19,22 +19,28 @@ class Limits:
     """A larger body is spooled to disk while it arrives."""
     json_body_bytes_max: int = 16 * 1024 * 1024
     """A JSON body is parsed whole, in memory."""
+    append_records_max: int = 65_536
+    """Records of one append: cutting and encoding more would hold up everybody else."""
     piece_bytes_max: int = 256 * 1024
     """A spooled body becomes records of this size, committed together."""
     read_bytes_max: int = 256 * 1024
     """What a follower reads, encodes and writes in one step: the unit of fairness and of memory."""
+    read_records_max: int = 4096
+    """The same, in records: small ones cost their number and not their bytes."""
     write_buffer_bytes_max: int = 64 * 1024
     """High-water mark of a connection's write buffer; above it a follower leaves its cohort."""
     uncommitted_bytes_max: int = 256 * 1024 * 1024
     """Appends waiting for the disk; more are refused with 503 until some are committed."""
     cache_bytes_max: int = 256 * 1024 * 1024
-    """Recent records held in memory, over all streams."""
+    """Recent records held in memory of streams on disk, over all of them."""
     stream_cache_bytes_max: int = 1024 * 1024
-    """Recent records held in memory for one stream."""
+    """The same, for one stream."""
+    memory_bytes_max: int = 1024 * 1024 * 1024
+    """Records of streams in memory, over all of them; appends to them are refused with 507 beyond."""
     retention_bytes: int = 4 * 1024 * 1024 * 1024
     """Default bound of a stream on disk."""
     retention_bytes_memory: int = 64 * 1024 * 1024
-    """Default bound of a stream in memory."""
+    """Default bound of a stream in memory, what its records take beside their bytes included."""
     streams_max: int = 1_000_000
     path_bytes_max: int = 1024
     producers_max: int = 10_000

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
-from wayside.errors import BadRequest, TooLarge
+from wayside.errors import BadRequest, NotFound, TooLarge
 
 __all__ = [
     "JSON",
@@ -27,12 +27,16 @@ __all__ = [
     "StreamConfig",
     "StreamInfo",
     "media_type",
+    "require_config",
+    "require_path",
     "require_size",
     "runs",
     "split_records",
 ]
 
 JSON = "application/json"
+BATCH_COST, RECORD_COST = 300, 60
+"""Bytes of memory that a batch, and each record, take beside the records' own bytes (CPython 3.11, 64 bits)."""
 
 
 class Offset(NamedTuple):
@@ -112,19 +116,16 @@ def media_type(content_type: str) -> str:
 
 
 class Batch:
-    """Records that became visible together: a run of positions in one stream.
+    """Records that became visible together: a run of positions in one stream."""
 
-    ``data`` is the records joined by ``,`` (JSON) or by nothing, which is what a reader of the whole
-    batch is sent; ``sizes`` are the records' lengths in bytes.
-    """
-
-    __slots__ = ("count", "data", "position", "records", "time_ms")
+    __slots__ = ("_size", "count", "position", "records", "time_ms")
 
     def __init__(self, position: int, time_ms: int, records: list[bytes]) -> None:
         self.position = position
         self.time_ms = time_ms
         self.records = records
         self.count = len(records)
+        self._size = -1
 
     @property
     def end(self) -> int:
@@ -134,7 +135,14 @@ class Batch:
     @property
     def size(self) -> int:
         """Bytes of all records."""
-        return sum(map(len, self.records))
+        if self._size < 0:
+            self._size = sum(map(len, self.records))
+        return self._size
+
+    @property
+    def cost(self) -> int:
+        """About how many bytes of memory it takes."""
+        return self.size + BATCH_COST + RECORD_COST * self.count
 
     def since(self, position: int) -> Batch:
         """The part at and after ``position``, which must be inside."""
@@ -266,6 +274,44 @@ class StreamInfo:
     """Bytes of the records that are retained."""
 
 
+_MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+( *;[\x20-\x7e\t]*)?", re.ASCII)
+WHOLE_MAX = 10**15 - 1
+"""The largest number of seconds or bytes in a configuration."""
+
+
+def require_path(path: str, bytes_max: int) -> None:
+    """Raise :class:`BadRequest` where ``path`` would be ambiguous in some client or proxy, or is too long."""
+    segments = path.split("/")
+    if "" in segments or "." in segments or ".." in segments or not path.isprintable():
+        raise BadRequest(
+            f"{path[:200]!r} is not a stream path. Use printable segments between single slashes, such as orders/eu/42.",
+            code="path-invalid",
+        )
+    size = len(path.encode())
+    if size > bytes_max:
+        raise BadRequest(f"The stream's path has {size} bytes; at most {bytes_max} are allowed.", code="path-invalid")
+    if segments[0] == "__ds":
+        raise NotFound(
+            "Paths under __ds/ are reserved for the protocol's subscriptions, which this version does not have.",
+            code="reserved",
+        )
+
+
+def require_config(config: StreamConfig) -> None:
+    """Raise :class:`BadRequest` for what no stream can be made with."""
+    if not _MEDIA_TYPE.fullmatch(config.content_type):
+        raise BadRequest(
+            f"{config.content_type[:80]!r} is not a media type like application/json.", code="content-type-invalid"
+        )
+    if config.ttl_s is not None and config.expires_at_ms is not None:
+        raise BadRequest("Give Stream-TTL or Stream-Expires-At, not both.", code="expiry-conflict")
+    least = {"ttl_s": 0, "retention_bytes": 1, "retention_age_s": 1}
+    for name, minimum in least.items():
+        value = getattr(config, name)
+        if value is not None and not minimum <= value <= WHOLE_MAX:
+            raise BadRequest(f"{name} must be from {minimum} to {WHOLE_MAX}, not {value}.", code="parameter-invalid")
+
+
 def split_records(config: StreamConfig, body: bytes, *, empty_array: bool = False) -> list[bytes]:
     """Cut a body into records.
 
@@ -305,15 +351,16 @@ def _json_records(body: bytes, *, empty_array: bool) -> list[bytes]:
     return records
 
 
-def runs(records: list[bytes], size: int, bytes_max: int) -> list[list[bytes]]:
-    """``records``, of ``size`` bytes together, in runs of at most ``bytes_max`` bytes; a larger record is its own."""
-    if size <= bytes_max or len(records) == 1:
+def runs(records: list[bytes], size: int, bytes_max: int, count_max: int) -> list[list[bytes]]:
+    """``records``, of ``size`` bytes together, in runs of at most ``bytes_max`` bytes and ``count_max`` records; a larger
+    record is its own."""
+    if (size <= bytes_max and len(records) <= count_max) or len(records) == 1:
         return [records]
     result: list[list[bytes]] = []
     start = held = 0
     for index, record in enumerate(records):
         held += len(record)
-        if held > bytes_max and index > start:
+        if index > start and (held > bytes_max or index - start == count_max):
             result.append(records[start:index])
             start, held = index, len(record)
     result.append(records[start:])

@@ -271,7 +271,7 @@ def test_no_commit_is_left_in_doubt_by_the_index_of_the_log(volume: Volume) -> N
     volume.make_room()
     store = Store(volume.data, now_ms=0)
     assert position >= before
-    assert sum(batch.count for batch in store.history.read(row.sid, 0, 1 << 40, b"")) == position
+    assert sum(batch.count for batch in store.history.read(row.sid, 0, 1 << 40, 1 << 40, b"")) == position
     store.close()
 
 

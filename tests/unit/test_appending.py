@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from tests.support import (
     creation,
     patch_constants,
     read_records,
+    turns,
 )
 from wayside.errors import BadRequest, Conflict, Fenced, Gone, NotFound, StoreFull
 from wayside.limits import Limits
@@ -315,17 +317,49 @@ async def test_a_close_is_as_durable_as_a_record(disk: Disk, how: str, body: byt
 
 
 async def test_nothing_is_accepted_behind_a_close_that_is_on_its_way(disk: Disk) -> None:
-    """From the moment a close is accepted the stream takes no more, although readers do not see it closed yet."""
+    """From the moment a close is accepted the stream takes no more, although readers do not see it closed yet. Who is
+    refused for it hears of it when the close is committed."""
     await create(disk.log, "s")
     gate = disk.gate()
     gate.shut()
     closing = begin_append(disk.log, "s", b"1", close=True)
-    with pytest.raises(Conflict):
-        begin_append(disk.log, "s", b"2")
+    behind = begin_append(disk.log, "s", b"2")
+    await turns()
     assert not disk.log.find("s").closed
+    assert not behind.given
     gate.open()
     await closing.wait()
+    with pytest.raises(Conflict):
+        await behind.wait()
     assert disk.log.find("s").closed
+    assert await read_records(disk.log, "s") == [b"1"]
+
+
+@pytest.mark.parametrize("what", ["close", "epoch", "seq"])
+async def test_nobody_is_refused_for_what_is_taken_back(disk: Disk, what: str) -> None:
+    """An append that is refused for what another changed is refused only if that was committed: if it found no room, the
+    append is taken."""
+    await create(disk.log, "s")
+    if what == "epoch":
+        await append(disk.log, "s", b"0", producer=("p", 1, 0))
+    appends: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "close": ({"close": True}, {}),
+        "epoch": ({"producer": ("p", 2, 0)}, {"producer": ("p", 1, 1)}),
+        "seq": ({"seq": "b"}, {"seq": "a"}),
+    }
+    first, second = appends[what]
+    gate = disk.gate()
+    gate.shut()
+    changing = begin_append(disk.log, "s", b"1", **first)
+    behind = begin_append(disk.log, "s", b"2", **second)
+    await turns()
+    gate.full = 1
+    gate.open()
+    with pytest.raises(StoreFull):
+        await changing.wait()
+    await behind.wait()
+    assert (await read_records(disk.log, "s"))[-1] == b"2"
+    assert not disk.log.find("s").closed
 
 
 async def test_a_close_is_not_seen_before_its_own_commit(disk: Disk) -> None:

@@ -272,7 +272,7 @@ async def test_a_stream_without_a_bound_has_the_default(disk: Disk) -> None:
         await _fill(disk.log, path, 150)
     kept = {path: len(await read_records(disk.log, path)) for path in ("s", "m", "mine")}
     assert 50 <= kept["s"] <= 60
-    assert 20 <= kept["m"] <= 21
+    assert 14 <= kept["m"] <= 15  # in memory a record of 1,000 bytes that came alone takes 1,360
     assert 90 <= kept["mine"] <= 105
 
 

@@ -9,9 +9,9 @@ import pytest
 from tests.support import append, create, creation
 from wayside.errors import BadRequest, Conflict, Gone, Refusal, Unsupported
 from wayside.exchange import Request, parse_query, position_of, quote_header, unquote_path
-from wayside.http.routes import stream_path
 from wayside.http.wire import VersionNotSupported, chunk, field_lines, problem, request_id, request_of
 from wayside.log.embedded import EmbeddedLog
+from wayside.model import require_path
 
 HOST = (b"Host", b"example.org")
 
@@ -267,17 +267,17 @@ def test_a_request_id_is_taken_over_if_it_is_harmless() -> None:
     "path", ["a", "orders/eu/42", "ä b", "100%", "a%41", "a%2Fb", "%2e%2e", "...", "a..b", "__dsx"]
 )
 def test_a_stream_path_is_taken_as_it_is(path: str) -> None:
-    """The decoded path of a URL is a stream's path: decoded once, so that no two names become one."""
-    assert stream_path(path, 1024) == path
+    """The decoded path of a URL is a stream's path: decoded once, so that no two names become one. It is not refused."""
+    require_path(path, 1024)
 
 
 @pytest.mark.parametrize(
-    "path", ["a//b", "/a", "a/", ".", "..", "a/../b", "a/./b", "a\nb", "a\x00b", "a\x7fb", "x" * 1025]
+    "path", ["a//b", "/a", "a/", ".", "..", "a/../b", "a/./b", "a\nb", "a\x00b", "a\x7fb", "a\ud800b", "x" * 1025]
 )
 def test_an_ambiguous_stream_path_is_refused(path: str) -> None:
     """Paths that some client or proxy would change on the way name no stream."""
     with pytest.raises(BadRequest) as refused:
-        stream_path(path, 1024)
+        require_path(path, 1024)
     assert refused.value.code == "path-invalid"
 
 

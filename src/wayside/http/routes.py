@@ -10,6 +10,7 @@ from wayside.contracts import Log
 from wayside.errors import BadRequest, MethodNotAllowed, NotFound, Refusal
 from wayside.exchange import Exchange, Request
 from wayside.http.operations import Operations
+from wayside.model import require_path
 from wayside.patterns import lifecycle, long_polling, polling, publishing, push, sse
 
 Handler = Callable[[Exchange], None]
@@ -69,7 +70,8 @@ class Routes:
             if request.method != "GET":
                 raise _not_allowed(request, "GET, OPTIONS")
             return lambda exchange: lifecycle.list_streams(exchange, log)
-        path = stream_path(name, log.limits.path_bytes_max)
+        path = name
+        require_path(path, log.limits.path_bytes_max)
         match request.method:
             case "POST" if publishing.is_plain(request):
                 return lambda exchange: publishing.append_plain(exchange, log, path)
@@ -120,25 +122,6 @@ def _one_offset(request: Request) -> None:
         raise BadRequest(
             "The parameter offset is empty. Leave it out, or give -1, now, or an offset.", code="offset-malformed"
         )
-
-
-def stream_path(path: str, bytes_max: int) -> str:
-    """A stream's path from the decoded path of its URL. Raises :class:`BadRequest` for what would be ambiguous in some client or proxy."""
-    size = len(path.encode())
-    if size > bytes_max:
-        raise BadRequest(f"The stream's path has {size} bytes; at most {bytes_max} are allowed.", code="path-invalid")
-    segments = path.split("/")
-    if "" in segments or "." in segments or ".." in segments or not path.isprintable():
-        raise BadRequest(
-            f"{path[:200]!r} is not a stream path. Use printable segments between single slashes, such as orders/eu/42.",
-            code="path-invalid",
-        )
-    if segments[0] == "__ds":
-        raise NotFound(
-            "Paths under __ds/ are reserved for the protocol's subscriptions, which this version does not have.",
-            code="reserved",
-        )
-    return path
 
 
 def _not_allowed(request: Request, allow: str) -> MethodNotAllowed:

@@ -46,7 +46,9 @@ class ExpectationFailed(Refusal):
 
 
 def chunk(data: bytes) -> bytes:
-    """One chunk of ``Transfer-Encoding: chunked``."""
+    """One chunk of ``Transfer-Encoding: chunked``; nothing for no data, as an empty one would be the last."""
+    if not data:
+        return b""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 

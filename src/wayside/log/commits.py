@@ -110,9 +110,15 @@ class Commits:
 
     # -- accepting
 
-    def require_working(self, durability: Durability) -> None:
-        """Raise what stands in the way of making anything durable now."""
+    def require_working(self, durability: Durability, *, adding: bool = True) -> None:
+        """Raise what stands in the way of a change now; ``adding``: of one that takes room."""
         if durability is Durability.MEMORY or self._store is None:
+            if adding and self._directory.memory_bytes > self._limits.memory_bytes_max:
+                raise StoreFull(
+                    f"The streams in memory take {self._directory.memory_bytes} bytes, as many as they may "
+                    "(--memory-bytes-max). Delete some, or give them a smaller retention.",
+                    code="memory-full",
+                )
             return
         if self._store.failed:
             raise StoreFailed(self._store.failed)
@@ -135,9 +141,23 @@ class Commits:
             self._schedule()
         return pending
 
+    def join(self, stream: Stream, append: Append, done: Done) -> None:
+        """Take an append that only adds its bytes (:meth:`Stream.takes`). Raises what stands in the way."""
+        pending = stream.open
+        if pending is None:
+            pending = self.begin(stream)
+        elif self.uncommitted_bytes > self._limits.uncommitted_bytes_max:
+            self.require_working(stream.config.durability)
+        before = pending.size
+        stream.join(pending, append, done)
+        if not stream.memory:
+            self.uncommitted_bytes += pending.size - before
+
     def append(self, stream: Stream, append: Append, records: list[bytes] | Spool, done: Done | None) -> None:
         """Take an append that was checked."""
         pending, fresh = stream.accept(append, records, done, self._clock)
+        if not stream.memory:
+            self.uncommitted_bytes += records.size if isinstance(records, Spool) else sum(map(len, records))
         if fresh:
             if stream.fsync:
                 self._dirty.pendings.append(pending)
@@ -185,7 +205,6 @@ class Commits:
             instant, self._instant = self._instant, []
             for pending in instant:
                 if pending.stream.config.durability is Durability.ASYNC:
-                    self.uncommitted_bytes += pending.size
                     self._lazy.append(pending)
                     if pending.before is not None:
                         pending.kept = pending.state()  # now: appends that are not on their way yet go on changing it
@@ -213,18 +232,14 @@ class Commits:
             self._take_lazy()  # with an operation too: a fork must not be on disk before what it shares
         flight, self._dirty = self._dirty, Flight()
         puts = []
-        fsync_bytes = 0
         for pending in flight.pendings:
             stream = pending.stream
             if stream.open is pending:
                 stream.open = None
             flight.size += pending.size
-            if stream.fsync:
-                fsync_bytes += pending.size
             if not stream.deleted:
                 puts.append(self._put(pending, stream))
         unit = Unit(flight.operations, puts)
-        self.uncommitted_bytes += fsync_bytes
         if self._writer is None or not unit:
             asyncio.get_running_loop().call_soon(self._land, flight)  # after what is landing now, if anything is
             return
@@ -277,7 +292,7 @@ class Commits:
             stream = pending.stream
             held = stream.cached_bytes
             stream.commit(pending)
-            directory.cached_bytes += stream.cached_bytes - held
+            directory.charge(stream, stream.cached_bytes - held)
             acks = pending.acks
             self.appends += len(acks)
             self.records += stream.tail - pending.position
@@ -302,7 +317,7 @@ class Commits:
         dirty, self._dirty = self._dirty, Flight()
         everything = flight.pendings + dirty.pendings
         taken = [p for p in everything if p.stream.fsync]
-        self.uncommitted_bytes -= sum(p.size for p in flight.pendings if p.stream.fsync)
+        self.uncommitted_bytes -= sum([p.size for p in taken])
         for pending in reversed(taken):
             pending.undo()
         for undo in reversed(flight.undo + dirty.undo):

@@ -55,6 +55,8 @@ class Creation:
                 return
             source, at = self._fork_point(create)
             at, prefix = await self._point_inside(source, at, create.fork_sub_offset)
+            if self._fork_point(create)[0] is not source:
+                raise no_such_stream(source.path)
             if not self._existing(path, create, done):
                 self._create(path, create, at, prefix, done)
         except Exception as error:
@@ -89,7 +91,8 @@ class Creation:
             raise Conflict(f"{path} was deleted and is kept for its forks: its name is taken.", code="stream-deleted")
         if difference := _difference(existing, create):
             raise Conflict(
-                f"{path} exists with another {difference}. Use it as it is, delete it first, or choose another name.",
+                f"{path} exists with another {difference}; see it with HEAD or `wayside info {path}`. Use it as it is, "
+                "delete it first, or choose another name.",
                 code="stream-exists",
                 fields={"difference": difference},
             )
@@ -138,6 +141,10 @@ class Creation:
         if create.source is not None:
             source, point = self._fork_point(create)
             at = point if at is None else at
+            if not source.start <= at <= source.tail:  # retention went on while the record was looked for
+                raise BadRequest(
+                    f"{source.path} no longer has the records before that point.", code="fork-offset-invalid"
+                )
             config = _forked_config(create, source.config)
         elif self._directory.history is None:
             if "durability" in create.explicit and config.durability is not Durability.MEMORY:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
+from itertools import islice
 
 from wayside.errors import Gone, NotFound
 from wayside.limits import Limits
@@ -15,7 +16,6 @@ from wayside.log.history import History
 from wayside.log.rows import StreamRow
 from wayside.log.store import Store
 from wayside.log.stream import ReadLater, Stream
-from wayside.model import Durability
 
 LOADED_MAX = 100_000
 """Streams held in memory; idle ones beyond it are let go and read from the store again when needed."""
@@ -29,10 +29,13 @@ class Directory:
         self.streams: dict[str, Stream] = {}
         self.by_sid: dict[int, Stream] = {}
         self.recent: OrderedDict[Stream, None] = OrderedDict()
-        """Least recently appended to first."""
+        """Those that the store has too, about least recently appended to first."""
         self.deadlines: list[tuple[int, int, Stream]] = []
         """Heap of (time in ms, sid, stream); a stream whose time has moved on is put back when it comes up."""
         self.cached_bytes = 0
+        """Memory that records take of streams that the store has too."""
+        self.memory_bytes = 0
+        """The same, of streams that are in memory only."""
         self.history: History | None = store.history if store else None
         self.count = self.history.count() if self.history else 0
         """Streams that exist, loaded or not."""
@@ -47,7 +50,7 @@ class Directory:
     def lookup(self, path: str) -> Stream | None:
         """The stream at ``path``, whatever its state."""
         stream = self.streams.get(path)
-        if stream is None and self.history is not None:
+        if stream is None and self.history is not None and path.isprintable():  # else there is none
             row = self.history.find(path)
             if row is not None and row.sid not in self.by_sid:  # else its deletion is on its way to the disk
                 stream = self._load(row)
@@ -67,7 +70,11 @@ class Directory:
     def enter(self, stream: Stream) -> None:
         self.streams[stream.path] = stream
         self.by_sid[stream.sid] = stream
-        self.recent[stream] = None
+        if not stream.memory:
+            self.recent[stream] = None
+        if stream.source is not None:
+            stream.source.branches.add(stream)
+        self.charge(stream, stream.cached_bytes)
         if stream.deadline_ms is not None:
             heapq.heappush(self.deadlines, (stream.deadline_ms, stream.sid, stream))
 
@@ -75,9 +82,19 @@ class Directory:
         """Hold nothing of it any more."""
         if self.streams.get(stream.path) is stream:
             del self.streams[stream.path]
-        self.cached_bytes -= stream.cached_bytes
+        self.charge(stream, -stream.cached_bytes)
         self.recent.pop(stream, None)
         self.by_sid.pop(stream.sid, None)
+        if stream.source is not None:
+            stream.source.branches.discard(stream)
+
+    def charge(self, stream: Stream, cost: int) -> None:
+        """Count memory that a stream takes, or gives back; not of one that was let go."""
+        if self.by_sid.get(stream.sid) is stream:
+            if stream.memory:
+                self.memory_bytes += cost
+            else:
+                self.cached_bytes += cost
 
     def _restore(self, store: Store) -> None:
         """Load the streams with records in the journal."""
@@ -96,17 +113,16 @@ class Directory:
                 stream.tail = stream.next = max(stream.tail, batch.end)
                 if batch.end <= stream.start:
                     continue  # let go before the journal was
-                size = batch.size
-                stream.cache(batch, size)
+                stream.cache(batch)
                 stream.size += batch.since(stream.start).size
-                self.cached_bytes += size
+                self.charge(stream, batch.cost)
         store.replayed = {}
 
     def shrink_cache(self) -> None:
         """Drop cached records of the streams least recently appended to, until they fit."""
-        for stream in list(self.recent)[:1000]:
-            if stream.config.durability is not Durability.MEMORY:
-                self.cached_bytes -= stream.trim_cache(0)
+        for stream in list(islice(self.recent, 1000)):
+            self.charge(stream, -stream.trim_cache(0))
+            self.recent.move_to_end(stream)  # it has little left: the others come first next time
             if self.cached_bytes <= self.limits.cache_bytes_max:
                 return
 
@@ -114,10 +130,12 @@ class Directory:
         """Let idle streams go that the store has whole, if there are too many."""
         if len(self.streams) <= LOADED_MAX:
             return
-        for stream in list(self.recent)[:10_000]:
+        for stream in list(islice(self.recent, 10_000)):
             if stream.is_idle:
                 self.let_go(stream)
                 stream.version = object()
+            else:
+                self.recent.move_to_end(stream)
 
 
 def no_such_stream(path: str) -> NotFound:

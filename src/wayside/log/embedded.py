@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from wayside.contracts import Clock, Done, Encoding, Sink, Statistics, SystemClock
-from wayside.errors import BadRequest, Gone
+from wayside.errors import BadRequest, Gone, Refusal
 from wayside.limits import Limits
+from wayside.log.admission import check
 from wayside.log.commits import Commits
 from wayside.log.creation import Creation
 from wayside.log.directory import Directory, kept_for_forks, no_such_stream
@@ -22,7 +23,7 @@ from wayside.log.store import Store
 from wayside.log.stream import Stream
 from wayside.log.tail import Follower, Tally
 from wayside.log.upkeep import Upkeep
-from wayside.model import Append, Batch, Create, Durability, StreamInfo
+from wayside.model import Append, Batch, Create, Durability, StreamInfo, require_config, require_path
 
 
 class EmbeddedLog:
@@ -67,7 +68,9 @@ class EmbeddedLog:
         self.upkeep.stop()
         for stream in list(self._directory.streams.values()):
             stream.end_followers("drain")
-        self.upkeep.keep_deadlines()
+        for follower in list(self.tally.behind):
+            follower.leave_behind()
+        self.upkeep.settle()
         await self._commits.close()
         if self.store and self._readers:
             self._readers.shutdown()
@@ -98,7 +101,7 @@ class EmbeddedLog:
             lag_records=self.tally.lag_records(),
             store_bytes=self.store.size if self.store else 0,
             uncommitted_bytes=self._commits.uncommitted_bytes,
-            cached_bytes=self._directory.cached_bytes,
+            cached_bytes=self._directory.cached_bytes + self._directory.memory_bytes,
         )
 
     # -- finding
@@ -132,26 +135,36 @@ class EmbeddedLog:
             raise Gone(f"{stream.path} has been let go.", code="stream-deleted")
         separator = b"," if stream.json else b""
         read = self.store.history.read
-        return await self._loop.run_in_executor(self._readers, read, stream.sid, position, bytes_max, separator)
+        records_max = self.limits.read_records_max
+        return await self._loop.run_in_executor(
+            self._readers, read, stream.sid, position, bytes_max, records_max, separator
+        )
 
     def list(self, prefix: str, after: str, limit: int) -> list[StreamInfo]:
         """Streams whose path begins with ``prefix``, after ``after``, by path."""
         directory = self._directory
-        paths = set(directory.history.paths(prefix, after, limit)) if directory.history else set()
-        paths.update(p for p in directory.streams if p > after and p.startswith(prefix))
         infos: list[StreamInfo] = []
-        for path in sorted(paths):
-            stream = self._lookup(path)
-            if stream is not None and stream.live and not stream.gone:
-                infos.append(stream.info())
-                if len(infos) == limit:
-                    break
-        return infos
+        while True:
+            page = directory.history.paths(prefix, after, limit) if directory.history else []
+            last = page[-1] if len(page) == limit else None  # there may be more behind it
+            loaded = [p for p in directory.streams if after < p and p.startswith(prefix) and (not last or p <= last)]
+            for path in sorted({*page, *loaded}):
+                stream = self._lookup(path)
+                if stream is not None and stream.live and not stream.gone:
+                    infos.append(stream.info())
+                    if len(infos) == limit:
+                        return infos
+            if last is None:
+                return infos
+            after = last
 
     # -- changing
 
     def create(self, path: str, create: Create, done: Done) -> None:
-        """Make a stream; ``done`` gets ``Created`` after the commit, or an exception."""
+        """Make a stream; ``done`` gets ``Created`` after the commit, or an exception. Raises at once what can be known
+        now."""
+        require_path(path, self.limits.path_bytes_max)
+        require_config(create.config)
         self._creation.create(path, create, done)
 
     def _take_epoch(self) -> int:
@@ -164,10 +177,17 @@ class EmbeddedLog:
         """Append; ``done`` gets ``Appended`` after the commit, or an exception. Raises at once what can be known now."""
         known = self._directory.streams.get(path)
         if known is not None and known.takes(append):
-            known.join(known.open or self._commits.begin(known), append, done)
+            self._commits.join(known, append, done)
             return
         stream = self.find(path)
-        answer = stream.check(append)
+        try:
+            answer = check(stream, append)
+        except Refusal:
+            if not (stream.unsettled and stream.fsync):
+                raise
+            again = partial(self._append_again, path, append, done)  # what it is refused for may yet be taken back
+            self._commits.then(again, again)
+            return
         if answer is not None:
             self._commits.answer(stream, done, lambda: answer)
             return
@@ -180,10 +200,16 @@ class EmbeddedLog:
             )
         self._commits.append(stream, append, records, done)
 
+    def _append_again(self, path: str, append: Append, done: Done, _refusal: object = None) -> None:
+        try:
+            self.append(path, append, done)
+        except Exception as error:
+            done(error)
+
     def delete(self, path: str, done: Done) -> None:
         """Delete; ``done`` gets None after the commit, or an exception."""
         stream = self.find(path, touch=False)
-        self._commits.require_working(stream.config.durability)
+        self._commits.require_working(stream.config.durability, adding=False)
         self._remove(stream)
         self._commits.answer(stream, done, lambda: None)
 

@@ -50,8 +50,9 @@ class History:
         except (apsw.Error, ValueError) as error:
             raise damaged(self.path, error) from error
 
-    def read(self, sid: int, position: int, bytes_max: int, separator: bytes) -> list[Batch]:
-        """Batches from ``position`` on, about ``bytes_max`` bytes of them, at least one. Of one thread at a time.
+    def read(self, sid: int, position: int, bytes_max: int, records_max: int, separator: bytes) -> list[Batch]:
+        """Batches from ``position`` on, about ``bytes_max`` bytes and at most ``records_max`` records of them, at least
+        one. Of one thread at a time.
 
         Raises :class:`DamagedStore` where records that were committed cannot be read.
         """
@@ -69,9 +70,11 @@ class History:
                         break
                     if chunk_crc(sizes, data) != crc:
                         raise ValueError(f"the checksum of records {at} to {at + count - 1} does not verify")
-                    batches.append(unpack(at, time_ms, sizes, data, separator).since(position))
-                    total += len(data)
-                    if total >= bytes_max:
+                    batch = unpack(at, time_ms, sizes, data, separator, expected, records_max)
+                    batches.append(batch)
+                    total += batch.size
+                    records_max -= batch.count
+                    if total >= bytes_max or records_max <= 0 or batch.end < at + count:
                         break
             except (apsw.Error, ValueError):
                 if not batches:  # else what is before the damage is good
@@ -94,7 +97,9 @@ class History:
                 return None
             (sid, path, config, lineage, start, tail, closed, closed_by, seq, expires_ms, source, fork, gone) = found
             producers: dict[str, tuple[int, int, int]] = {}
-            rows: Any = self._streams.execute("SELECT id, epoch, seq, time_ms FROM producer WHERE sid=?", (sid,))
+            rows: Any = self._streams.execute(
+                "SELECT id, epoch, seq, time_ms FROM producer WHERE sid=? ORDER BY time_ms", (sid,)
+            )
             for name, epoch, number, time_ms in rows:
                 producers[name] = (epoch, number, time_ms)
             totals: Any = self._streams.execute(

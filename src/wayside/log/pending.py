@@ -39,11 +39,13 @@ class Pending(msgspec.Struct, eq=False):
         stream = self.stream
         if self.before is None:
             self.before = (stream.closing, stream.closed_by, stream.seq)
+            stream.unsettled += 1
         producer = append.producer
         if producer:
             if len(stream.producers) >= stream.limits.producers_max and producer.id not in stream.producers:
                 self._forget_oldest()
-            self.producers.setdefault(producer.id, stream.producers.get(producer.id))
+            self.producers.setdefault(producer.id, stream.producers.pop(producer.id, None))
+            stream.producers.pop(producer.id, None)  # to the end: the longest silent stand first
             stream.producers[producer.id] = (producer.epoch, producer.seq, self.time_ms)
         if append.seq is not None:
             stream.seq = append.seq
@@ -53,7 +55,7 @@ class Pending(msgspec.Struct, eq=False):
 
     def _forget_oldest(self) -> None:
         known = self.stream.producers
-        oldest = min(known, key=lambda name: known[name][2])
+        oldest = next(iter(known))
         self.producers.setdefault(oldest, known.pop(oldest))
 
     def state(self) -> State:
@@ -72,6 +74,7 @@ class Pending(msgspec.Struct, eq=False):
         stream = self.stream
         stream.next = self.position
         if self.before is not None:
+            stream.unsettled -= 1
             stream.closing, stream.closed_by, stream.seq = self.before
         for name, before in self.producers.items():
             if before is None:

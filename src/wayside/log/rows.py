@@ -160,8 +160,11 @@ def unpack_sizes(sizes: bytes) -> array[int]:
     return lengths
 
 
-def unpack(position: int, time_ms: int, sizes: bytes, data: bytes, separator: bytes) -> Batch:
-    """The batch that :func:`pack_sizes` and ``separator.join`` made. Raises ValueError where they do not agree."""
+def unpack(
+    position: int, time_ms: int, sizes: bytes, data: bytes, separator: bytes, since: int = 0, count_max: int = 1 << 62
+) -> Batch:
+    """The batch that :func:`pack_sizes` and ``separator.join`` made, or ``count_max`` records of it from the position
+    ``since`` on. Raises ValueError where they do not agree."""
     lengths = unpack_sizes(sizes)
     gap = len(separator)
     if sum(lengths) + gap * (len(lengths) - 1) != len(data):
@@ -169,8 +172,10 @@ def unpack(position: int, time_ms: int, sizes: bytes, data: bytes, separator: by
     if len(lengths) == 1:
         return Batch(position, time_ms, [data])
     records: list[bytes] = []
-    at = 0
-    for length in lengths:
+    skip = max(0, since - position)
+    at = sum(lengths[:skip]) + gap * skip
+    position += skip
+    for length in lengths[skip : skip + count_max]:
         records.append(data[at : at + length])
         at += length + gap
     return Batch(position, time_ms, records)

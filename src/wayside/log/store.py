@@ -55,6 +55,8 @@ from wayside.model import Batch, runs
 
 CHUNK_BYTES = 256 * 1024
 """A chunk row. Large enough that reading runs at the speed of memory, small enough to be one step of a follower."""
+CHUNK_RECORDS = 65_536
+"""Records of a chunk row: their lengths are read with it."""
 JOURNAL_BYTES_MAX = 16 * 1024 * 1024
 """Journalled records are also in memory and are replayed at start: bounds both."""
 CHECKPOINT_PAGES = 2000
@@ -311,7 +313,7 @@ class Store:
             if not unsealed.entries:
                 position = put.position
             time_ms = put.time_ms
-            first, *more = runs(put.records, put.size, CHUNK_BYTES)
+            first, *more = runs(put.records, put.size, CHUNK_BYTES, CHUNK_RECORDS)
             if first:
                 sizes.append(pack_sizes(first))
                 parts.append(put.separator.join(first))
@@ -377,7 +379,9 @@ class Store:
         ids: list[tuple[int]] = []
         freed = 0
         for number, size in c.execute(
-            "SELECT id, size FROM chunk WHERE sid=? AND position + count <= ? ORDER BY position LIMIT 1000", row
+            "SELECT id, size FROM chunk WHERE sid=?1 AND position < ?2 AND position + count <= ?2 ORDER BY position "
+            "LIMIT 1000",
+            row,
         ):
             ids.append((number,))
             freed += size

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Awaitable, Callable
 
 from wayside.contracts import Clock, Done, Encoding
-from wayside.errors import BadRequest, Conflict, DamagedStore, Fenced, Gone
+from wayside.errors import DamagedStore, Gone, TooLarge
 from wayside.guard import guarded
 from wayside.limits import Limits
 from wayside.log.pending import Pending
@@ -19,14 +19,12 @@ from wayside.log.rows import FORGOTTEN, State, StreamRow
 from wayside.log.tail import Cohort, Tally
 from wayside.model import (
     Append,
-    Appended,
     Batch,
     Durability,
     Offset,
     Producer,
     Spool,
     StreamInfo,
-    media_type,
     require_size,
     runs,
     split_records,
@@ -67,8 +65,13 @@ class Stream:
         """Whether its creation is committed."""
         self.open: Pending | None = None
         """What the next append joins."""
+        self.unsettled = 0
+        """Pendings that change more than the records, and may still be taken back."""
+        self.branches: set[Stream] = set()
+        """Forks of it that are loaded."""
         self.batches: list[Batch] = []
         self.cached_bytes = 0
+        """About how much memory ``batches`` take."""
         self.cache_from = row.tail
         """From this position on everything is in memory."""
         self.sealed = row.tail
@@ -84,6 +87,7 @@ class Stream:
         "_later",
         "_positions",
         "batches",
+        "branches",
         "cache_from",
         "cached_bytes",
         "closed",
@@ -116,6 +120,7 @@ class Stream:
         "start",
         "stored_deadline_ms",
         "tail",
+        "unsettled",
         "version",
         "waiters",
     )
@@ -192,98 +197,27 @@ class Stream:
 
     # -- appending
 
-    def check(self, append: Append) -> Appended | None:
-        """Whether an append is accepted: None if so, its answer if it was appended before; else raises a refusal.
-
-        The order of the checks is the protocol's (section 5.2): fencing, closed, content type, sequence.
-        """
-        producer = append.producer
-        plain = producer is None and append.seq is None and not self.closing
-        if plain and append.content_type == self.config.content_type:
-            return None
-        known = self.producers.get(producer.id) if producer else None
-        if producer and known and producer.epoch < known[0]:
-            raise Fenced(
-                f"Producer {producer.id!r} is at epoch {known[0]}; {producer.epoch} is over. "
-                "Another instance has taken over: stop, or begin anew with a higher epoch.",
-                headers={"Producer-Epoch": str(known[0])},
-                fields={"epoch": known[0]},
-            )
-        if self.closing:
-            if (producer and producer == self.closed_by) or (
-                producer is None and append.close and not self._has_body(append)
-            ):
-                return Appended(*self.offset(self.next), closed=True, duplicate=True, producer=producer)
-            raise Conflict(
-                f"{self.path} is closed: nothing can be appended any more.",
-                code="stream-closed",
-                headers={"Stream-Closed": "true", "Stream-Next-Offset": str(self.offset(self.next))},
-            )
-        if append.records is None and self._has_body(append) and append.content_type != self.config.content_type:
-            self._check_content_type(append.content_type)
-        if producer:
-            if known is None or producer.epoch > known[0]:
-                if producer.seq != 0:
-                    if known is not None:
-                        raise BadRequest(
-                            f"Epoch {producer.epoch} of producer {producer.id!r} is new: its first seq must be 0, "
-                            f"not {producer.seq}.",
-                            code="producer-epoch-start",
-                        )
-                    raise self._gap(producer, 0)
-            elif producer.seq <= known[1]:
-                return Appended(
-                    *self.offset(self.next), duplicate=True, producer=Producer(producer.id, known[0], known[1])
-                )
-            elif producer.seq != known[1] + 1:
-                raise self._gap(producer, known[1] + 1)
-        if append.seq is not None and self.seq is not None and append.seq.encode() <= self.seq.encode():
-            raise Conflict(
-                f"Stream-Seq {append.seq!r} does not come after {self.seq!r}, the last one, byte by byte.",
-                code="seq-regression",
-                fields={"last_seq": self.seq},
-            )
-        return None
-
-    @staticmethod
-    def _has_body(append: Append) -> bool:
-        return bool(append.records) or isinstance(append.body, Spool) or bool(append.body)
-
-    def _check_content_type(self, content_type: str | None) -> None:
-        if content_type is None:
-            raise BadRequest(
-                f"Say what the body is: {self.path} takes Content-Type: {self.config.content_type}.",
-                code="content-type-missing",
-            )
-        if media_type(content_type) != media_type(self.config.content_type):
-            raise Conflict(
-                f"{self.path} takes {self.config.content_type}, not {content_type}. Send it with that Content-Type.",
-                code="content-type-mismatch",
-                fields={"content_type": self.config.content_type},
-            )
-
-    @staticmethod
-    def _gap(producer: Producer, expected: int) -> Conflict:
-        return Conflict(
-            f"Producer {producer.id!r} sent seq {producer.seq}; {expected} is next. Send what is missing first.",
-            code="producer-gap",
-            headers={"Producer-Expected-Seq": str(expected), "Producer-Received-Seq": str(producer.seq)},
-        )
-
     def split(self, body: bytes | Spool, *, empty_array: bool = False) -> list[bytes] | Spool:
         """A body as records; a spool stays one where its records are shown only when the disk has them."""
-        if type(body) is bytes and not self.json:
-            return [body] if body else []
-        if isinstance(body, Spool):
-            if not self.json and self.fsync:
+        if not self.json:
+            if type(body) is bytes:
+                return [body] if body else []
+            assert isinstance(body, Spool)
+            if self.fsync:
                 return body
-            if self.json:
-                require_size(body.size, self.limits.json_body_bytes_max, "The JSON body")
-                return split_records(self.config, body.read(0, body.size), empty_array=empty_array)
             cuts = body.pieces(self.limits.piece_bytes_max, text=self.config.is_text)
             return [body.read(start, length) for start, length in cuts]
-        require_size(len(body), self.limits.json_body_bytes_max, "The JSON body")
-        return split_records(self.config, body, empty_array=empty_array) if body else []
+        size = body.size if isinstance(body, Spool) else len(body)
+        require_size(size, self.limits.json_body_bytes_max, "The JSON body")
+        whole = body.read(0, size) if isinstance(body, Spool) else body
+        records = split_records(self.config, whole, empty_array=empty_array) if whole else []
+        if len(records) > self.limits.append_records_max:
+            raise TooLarge(
+                f"The array has {len(records)} records; the limit of one append is {self.limits.append_records_max} "
+                "(--append-records-max). Send them in several appends.",
+                fields={"limit_records": self.limits.append_records_max},
+            )
+        return records
 
     def takes(self, append: Append) -> bool:
         """Whether an append does no more than add its bytes: the case that many publishers make common. It needs no
@@ -341,6 +275,8 @@ class Stream:
         """The append is as durable as promised: from now on readers see it. Returns whether it is in the cache."""
         if self.open is pending:
             self.open = None
+        if pending.before is not None:
+            self.unsettled -= 1
         self.version = object()
         self.size += pending.size
         if pending.closes:
@@ -351,21 +287,22 @@ class Stream:
             return False
         if not pending.records:
             return False
-        position = pending.position
+        position, limits = pending.position, self.limits
         self.tail = position + len(pending.records)
-        for run in runs(pending.records, pending.size, self.limits.read_bytes_max):  # or one read would take them all
+        # Cut, or one read would take them all.
+        for run in runs(pending.records, pending.size, limits.read_bytes_max, limits.read_records_max):
             batch = Batch(position, pending.time_ms, run)
-            self.cache(batch, pending.size if run is pending.records else batch.size)
+            self.cache(batch)
             position = batch.end
         return True
 
-    def cache(self, batch: Batch, size: int) -> None:
+    def cache(self, batch: Batch) -> None:
         """Hold the newest records in memory."""
         if not self.batches:
             self.cache_from = batch.position
         self.batches.append(batch)
         self._positions.append(batch.position)
-        self.cached_bytes += size
+        self.cached_bytes += batch.cost
 
     def trim_cache(self, bytes_max: int) -> int:
         """Drop the oldest cached batches that the store has, down to ``bytes_max``; returns the bytes dropped."""
@@ -373,7 +310,7 @@ class Stream:
         for batch in self.batches:
             if self.cached_bytes - dropped <= bytes_max or batch.end > self.sealed:
                 break
-            dropped += batch.size
+            dropped += batch.cost
             count += 1
         if count:
             self._cut(count, dropped)
@@ -384,7 +321,7 @@ class Stream:
         count = bisect_right(self._positions, position)
         if count and self.batches[count - 1].end > position:
             count -= 1
-        dropped = sum(batch.size for batch in self.batches[:count])
+        dropped = sum(batch.cost for batch in self.batches[:count])
         if count:
             self._cut(count, dropped)
         return dropped
@@ -460,12 +397,13 @@ class Stream:
         index = bisect_right(self._positions, position) - 1
         first = self.batches[index].since(position)
         result = [first]
-        total = first.size
-        batches = self.batches
-        while total < bytes_max and (index := index + 1) < len(batches):
+        total, count = first.size, first.count
+        batches, count_max = self.batches, self.limits.read_records_max
+        while total < bytes_max and count < count_max and (index := index + 1) < len(batches):
             batch = batches[index]
             result.append(batch)
             total += batch.size
+            count += batch.count
         return result
 
     async def read(self, position: int, bytes_max: int) -> list[Batch]:

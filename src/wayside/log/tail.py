@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from wayside.contracts import Encoding, Sink
-from wayside.errors import Refusal
+from wayside.errors import Overloaded, Refusal
 from wayside.model import Batch
 
 if TYPE_CHECKING:
@@ -295,7 +295,8 @@ class Follower:
             batches = await self.stream.read(self.position, self.stream.limits.read_bytes_max)
         except Exception as error:
             self._reading = False
-            self._fail(error)
+            if not self.done:
+                self._fail(error)
             return
         self._reading = False
         if not self.done:
@@ -363,6 +364,14 @@ class Follower:
         if frame is not None:
             self.sink.write(frame)
         self.sink.finish(reason)
+
+    def leave_behind(self) -> None:
+        """The log is closed before this follower is at the tail: it is told where to resume, or cut if it was to end
+        somewhere and has not got there."""
+        if self.until is None:
+            self.finish("drain")
+        else:
+            self._fail(Overloaded("The hub was closed before all was read. Read on when it is back.", code="closing"))
 
     def stop(self) -> None:
         """Forget this follower, without a word to its reader."""

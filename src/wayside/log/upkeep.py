@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import heapq
 from collections.abc import Callable
+from functools import partial
 
 from wayside.contracts import Clock
 from wayside.errors import DamagedStore
@@ -22,6 +23,8 @@ from wayside.model import Durability
 SWEEP_S = 1.0
 AGE_SWEEPS = 10
 """Retention by age is looked at every so many sweeps."""
+AGED_MAX = 250
+"""Streams that it looks at in one sweep: one that is not in memory takes a few queries."""
 EXPIRED_MAX = 100
 """Streams that expire in one sweep from the store."""
 
@@ -43,6 +46,10 @@ class Upkeep:
         self._lookup = lookup
         self._remove = remove
         self._sweeps = 0
+        self._untold: set[Stream] = set()
+        """Streams of which a trim could not be committed."""
+        self._aged: list[str] = []
+        """Paths that retention by age has still to look at."""
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -59,9 +66,11 @@ class Upkeep:
         now_ms = self._clock.wall_ms()
         with contextlib.suppress(DamagedStore):
             self.expire(now_ms)
-        if self._sweeps % AGE_SWEEPS == 0:
-            with contextlib.suppress(DamagedStore):
-                self.retain_by_age(now_ms)
+        with contextlib.suppress(DamagedStore):
+            if self._sweeps % AGE_SWEEPS == 0 and not self._aged:
+                self._aged = self._ageing()
+            self._retain_by_age(now_ms, AGED_MAX)
+        self._tell()
         if self._sweeps % max(1, round(self._directory.limits.heartbeat_s)) == 0:
             self.heartbeat()
         self.unload()
@@ -75,10 +84,11 @@ class Upkeep:
         """After an append: retention by bytes, the stream's cache, the cache of all."""
         directory = self._directory
         limits = directory.limits
-        if stream.size > stream.keep_bytes:
-            self._retain(stream, drop_bytes=stream.size - stream.keep_bytes)
-        if stream.cached_bytes > limits.stream_cache_bytes_max and stream.config.durability is not Durability.MEMORY:
-            directory.cached_bytes -= stream.trim_cache(limits.stream_cache_bytes_max)
+        held = stream.cached_bytes if stream.memory and stream.config.retention_bytes is None else stream.size
+        if held > stream.keep_bytes:
+            self._retain(stream, drop_bytes=held - stream.keep_bytes)
+        if stream.cached_bytes > limits.stream_cache_bytes_max and not stream.memory:
+            directory.charge(stream, -stream.trim_cache(limits.stream_cache_bytes_max))
         if stream in directory.recent:
             directory.recent.move_to_end(stream)
         if directory.cached_bytes > limits.cache_bytes_max:
@@ -87,6 +97,7 @@ class Upkeep:
     def _retain(self, stream: Stream, *, drop_bytes: int = 0, before_ms: int = 0) -> None:
         """Let the oldest records go: while they fit into ``drop_bytes``, or are older than ``before_ms``."""
         start, dropped = max(stream.start, stream.own_start), 0
+        by_cost = stream.memory and stream.config.retention_bytes is None
         if start < stream.cache_from:
             assert self._directory.history is not None
             try:
@@ -95,42 +106,68 @@ class Upkeep:
                 )
             except DamagedStore:
                 return  # it keeps what it has; who reads that is told
+        spent = dropped
         if start >= stream.cache_from:
             for batch in stream.batches:
                 if batch.end <= start:
                     continue
-                size = batch.size
-                if dropped + size > drop_bytes and batch.time_ms >= before_ms:
+                held = batch.cost if by_cost else batch.size
+                if spent + held > drop_bytes and batch.time_ms >= before_ms:
                     break
-                dropped += size
+                spent += held
+                dropped += batch.size
                 start = batch.end
         if not dropped:
             return
+        for cohort in list(stream.cohorts.values()):
+            if cohort.position < start:
+                cohort.flush()  # it rests: its members are given what is about to be let go
         stream.start = start
         stream.size -= dropped
         stream.version = object()
         if stream.forks:
             self._follow(stream)
-        if stream.config.durability is Durability.MEMORY:
-            self._directory.cached_bytes -= stream.drop_cache(start)
-        else:
-            self._commits.operate(TrimStream(stream.sid, start))
+        self._directory.charge(stream, -stream.drop_cache(start))
+        self._trim(stream)
+
+    def _trim(self, stream: Stream) -> None:
+        """Have the disk know where a stream begins; tried again later if it cannot be told now."""
+        if not stream.memory:
+            self._commits.operate(TrimStream(stream.sid, stream.start), partial(self._untold.add, stream))
+
+    def _tell(self) -> None:
+        """What the disk could not be told."""
+        if self._commits.failed:
+            return
+        untold, self._untold = self._untold, set()
+        for stream in untold:
+            if not stream.deleted:
+                self._trim(stream)
 
     def _follow(self, source: Stream) -> None:
         """Forks begin no earlier than what their source still has."""
-        for fork in self._directory.streams.values():
-            if fork.source is source and fork.start < min(source.start, fork.own_start):
+        for fork in source.branches:
+            if fork.start < min(source.start, fork.own_start):
                 fork.start = min(source.start, fork.own_start)
                 fork.version = object()
                 self._follow(fork)
 
     def retain_by_age(self, now_ms: int) -> None:
-        """Let records go that are older than their stream keeps them."""
-        if self._commits.failed:
-            return
+        """Let records go that are older than their stream keeps them, in every stream."""
+        self._aged = self._ageing()
+        self._retain_by_age(now_ms, len(self._aged))
+
+    def _ageing(self) -> list[str]:
+        """Paths of streams that keep records for a time only."""
         history = self._directory.history
         paths = set(history.aged()) if history else set()
         paths.update(p for p, s in self._directory.streams.items() if s.config.retention_age_s is not None)
+        return list(paths)
+
+    def _retain_by_age(self, now_ms: int, count: int) -> None:
+        if self._commits.failed:
+            return
+        paths, self._aged = self._aged[:count], self._aged[count:]
         for path in paths:
             with contextlib.suppress(DamagedStore):
                 stream = self._lookup(path)
@@ -160,8 +197,9 @@ class Upkeep:
                     if found is not None:
                         self._store_deadline(found)
 
-    def keep_deadlines(self) -> None:
-        """Before a stop: have every time to live on disk as it is."""
+    def settle(self) -> None:
+        """Before a stop: have every time to live, and every start, on disk as it is."""
+        self._tell()
         for stream in self._directory.streams.values():
             if stream.live and not stream.gone:
                 self._store_deadline(stream)
@@ -169,9 +207,10 @@ class Upkeep:
     def _store_deadline(self, stream: Stream) -> None:
         """A window that slid on must not have ended after a restart."""
         if stream.deadline_ms != stream.stored_deadline_ms and stream.config.durability is not Durability.MEMORY:
+            untouched = partial(setattr, stream, "stored_deadline_ms", stream.stored_deadline_ms)
             stream.stored_deadline_ms = stream.deadline_ms
             assert stream.deadline_ms is not None
-            self._commits.operate(TouchStream(stream.sid, stream.deadline_ms))
+            self._commits.operate(TouchStream(stream.sid, stream.deadline_ms), untouched)
 
     def heartbeat(self) -> None:
         """Write a comment to every follower that heard nothing since the last call."""

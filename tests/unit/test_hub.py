@@ -1,0 +1,104 @@
+"""The hub in process: what ``Hub`` takes and refuses, and how its readers end."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wayside import Hub
+from wayside.errors import BadRequest, NotFound, Overloaded, Refusal
+
+UNPRINTABLE = "a\ud800"
+
+
+@pytest.fixture(params=["memory", "file"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return "memory:" if request.param == "memory" else f"file:{tmp_path / 'data'}"
+
+
+@pytest.mark.parametrize("path", ["", "a//b", "/a", "a/", "..", "a\r\nX: y", UNPRINTABLE, "__ds/x", "x" * 1025])
+async def test_a_path_is_as_good_in_process_as_in_a_url(url: str, path: str) -> None:
+    """What is no stream path in a URL is none here, and asking for it harms nothing."""
+    async with Hub(url) as hub:
+        with pytest.raises((BadRequest, NotFound)):
+            await hub.create(path)
+        with pytest.raises((BadRequest, NotFound)):
+            await hub.publish(path, {"id": 1})
+        with pytest.raises(NotFound):
+            await hub.info(path)
+        await hub.publish("fine", {"id": 1})
+        assert hub.log.failed is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"content_type": "text/\ud800"},
+        {"content_type": "text/plain\r\nX: y"},
+        {"content_type": ""},
+        {"ttl_s": 2**70},
+        {"ttl_s": -1},
+        {"retention_bytes": 0},
+        {"retention_bytes": 2**70},
+        {"retention_age_s": 2**70},
+    ],
+)
+async def test_a_configuration_that_cannot_be_is_refused(url: str, options: dict[str, Any]) -> None:
+    """What no stream can be made with is refused before anything is queued: the store goes on."""
+    async with Hub(url) as hub:
+        with pytest.raises(BadRequest):
+            await hub.create("a", **options)
+        await hub.publish("a", {"id": 1})
+        assert hub.log.failed is None
+
+
+@pytest.mark.parametrize("record", ["", b"", 1, None])
+async def test_what_is_no_record_is_refused(url: str, record: object) -> None:
+    """A stream that is not JSON takes bytes and text that are not empty; as over HTTP."""
+    async with Hub(url) as hub:
+        await hub.create("a", content_type="text/plain")
+        with pytest.raises(BadRequest):
+            await hub.publish("a", "fine", record)
+        assert [each async for each in hub.read("a", follow=False)] == []
+
+
+async def test_a_close_ends_readers_that_are_behind(url: str) -> None:
+    """A reader that has not read all when the hub closes ends after what it was given, and never waits for ever."""
+    hub = Hub(url)
+    await hub.create("a", content_type="text/plain")
+    for _ in range(20):
+        await hub.publish("a", "x" * 50_000)
+    following = hub.read("a")
+    await anext(following)
+    await hub.close()
+    async with asyncio.timeout(30):
+        rest = [record async for record in following]
+    assert len(rest) < 20
+
+
+async def test_a_close_is_told_to_readers_that_want_it_all(url: str) -> None:
+    """A reader that was to read up to the tail is told that it did not."""
+    hub = Hub(url)
+    await hub.create("a", content_type="text/plain")
+    for _ in range(20):
+        await hub.publish("a", "x" * 50_000)
+    reading = hub.read("a", follow=False)
+    await anext(reading)
+    await hub.close()
+    with pytest.raises(Overloaded) as refused:
+        _rest = [record async for record in reading]
+    assert refused.value.code == "closing"
+
+
+async def test_a_deletion_beside_an_append_leaves_nothing_counted(url: str) -> None:
+    """Memory that a stream took is given back when it is deleted in the very tick in which it was appended to."""
+    async with Hub(url) as hub:
+        for _ in range(20):
+            await hub.create("a", content_type="text/plain")
+            results = await asyncio.gather(hub.publish("a", "x" * 10_000), hub.delete("a"), return_exceptions=True)
+            assert not [r for r in results if isinstance(r, BaseException) and not isinstance(r, Refusal)]
+        statistics = hub.log.statistics()
+        assert (statistics.streams, statistics.cached_bytes, statistics.uncommitted_bytes) == (0, 0, 0)
