@@ -115,22 +115,23 @@ def media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-class Batch:
+class Batch(msgspec.Struct, eq=False, gc=False):  # a Struct, as one is made for each commit of each stream
     """Records that became visible together: a run of positions in one stream."""
 
-    __slots__ = ("_size", "count", "position", "records", "time_ms")
+    position: int
+    time_ms: int
+    records: list[bytes]
+    _size: int = -1
 
-    def __init__(self, position: int, time_ms: int, records: list[bytes]) -> None:
-        self.position = position
-        self.time_ms = time_ms
-        self.records = records
-        self.count = len(records)
-        self._size = -1
+    @property
+    def count(self) -> int:
+        """How many records."""
+        return len(self.records)
 
     @property
     def end(self) -> int:
         """The position after the last record."""
-        return self.position + self.count
+        return self.position + len(self.records)
 
     @property
     def size(self) -> int:

@@ -103,14 +103,14 @@ async def test_a_duplicate_waits_for_the_commit_of_its_original(disk: Disk) -> N
     gate.shut()
     order: list[str] = []
     original = begin_append(disk.log, "s", b"1", producer=("p", 0, 0))
-    await asyncio.sleep(0)
+    await turns()
     retry = begin_append(disk.log, "s", b"1", producer=("p", 0, 0))
     waiting = [
         asyncio.create_task(_note(original.wait(), "original", order)),
         asyncio.create_task(_note(retry.wait(), "retry", order)),
     ]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await turns()
+    await turns()
     assert not original.given
     assert not retry.given
     gate.open()
@@ -131,9 +131,9 @@ async def test_the_second_of_two_creations_is_answered_after_the_first(disk: Dis
     gate = disk.gate()
     gate.shut()
     first = begin_create(disk.log, "s", creation(body=b"[1,2]"))
-    await asyncio.sleep(0)
+    await turns()
     second = begin_create(disk.log, "s", creation(body=b"[1,2]"))
-    await asyncio.sleep(0)
+    await turns()
     assert not second.given
     with pytest.raises(NotFound):
         disk.log.find("s")
@@ -151,7 +151,7 @@ async def test_a_duplicate_of_an_append_that_failed_is_told_so(disk: Disk) -> No
     gate.shut()
     gate.full = 1
     original = begin_append(disk.log, "s", b"1", producer=("p", 0, 0))
-    await asyncio.sleep(0)
+    await turns()
     retry = begin_append(disk.log, "s", b"1", producer=("p", 0, 0))
     gate.open()
     for answer in (original, retry):
@@ -369,7 +369,7 @@ async def test_a_close_is_not_seen_before_its_own_commit(disk: Disk) -> None:
     gate = disk.gate()
     gate.shut()
     first = begin_append(log, "s", b"1", seq="a")
-    await asyncio.sleep(0)  # it is on its way to the disk now
+    await turns()  # it is on its way to the disk now
     closing = begin_append(log, "s", b"2", close=True)
     gate.let()
     assert not (await first.wait()).closed

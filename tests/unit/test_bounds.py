@@ -205,6 +205,7 @@ async def test_a_start_that_could_not_be_stored_is_stored_later(disk: Disk) -> N
         await turns()
     info = disk.log.find("a").info()
     assert info.earliest.position > 0
+    await until(lambda: disk.log._commits.idle)
     store.commit = commit
     assert (await disk.restart()).find("a").info() == info
 

@@ -118,7 +118,7 @@ async def test_async_records_keep_their_order_behind_a_slow_commit(disk: Disk) -
     gate = disk.gate()
     gate.shut()
     held = begin_append(log, "slow", b"0")
-    await asyncio.sleep(0)  # it is on its way to the disk now
+    await turns()  # it is on its way to the disk now
     await append(log, "s", b"1")
     await _lazy_timer_has_fired()
     await append(log, "s", b"2")
@@ -143,13 +143,14 @@ async def test_an_async_producer_is_not_remembered_beyond_its_records(disk: Disk
     gate = disk.gate()
     gate.shut()
     held = begin_append(log, "slow", b"0")
-    await asyncio.sleep(0)  # it is on its way to the disk now
+    await turns()  # it is on its way to the disk now
     await append(log, "s", b"0", producer=("p", 0, 0))
     await _lazy_timer_has_fired()
     gate.let()
     last = begin_append(log, "s", b"1", producer=("p", 0, 1), close=True)  # before the loop hears of that commit
     await held.wait()
     await last.wait()
+    await turns()
     gate.let()  # the commit that holds the first record, and maybe the last
     await disk.crash()
     kept = await read_records(disk.log, "s")
@@ -178,6 +179,7 @@ async def test_an_async_producer_is_not_remembered_beyond_its_records_when_there
         with contextlib.suppress(StoreFull):
             last = begin_append(log, "s", b"1", producer=("p", 0, 1), close=True)
     await last.wait()
+    await turns()
     gate.let()
     await disk.crash()
     kept = await read_records(disk.log, "s")
@@ -288,6 +290,7 @@ async def test_a_creation_is_committed_with_all_that_it_holds(disk: Disk) -> Non
     wanted = creation(durability=Durability.ASYNC, body=b"[1,2]", closed=True)
     created = begin_create(log, "s", wanted)  # before the loop hears of that commit
     await held.wait()
+    await turns()
     gate.let()
     await created.wait()
     await disk.crash()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from tests.support import (
     read_batches,
     read_records,
     spool,
+    turns,
     until,
 )
 from wayside.errors import Conflict, NotFound, StoreFailed, StoreFull, StoreInUse
@@ -107,7 +107,7 @@ async def test_what_was_accepted_on_top_fails_too(disk: Disk) -> None:
     gate.shut()
     gate.full = 1
     first = begin_append(log, "s", b"1", seq="a")
-    await asyncio.sleep(0)  # it is on its way
+    await turns()  # it is on its way
     second = begin_append(log, "s", b"2", seq="b", close=True)
     gate.open()
     for answer in (first, second):
@@ -142,7 +142,7 @@ async def test_deletion_and_creation_anew_fail_together(disk: Disk) -> None:
     gate.shut()
     gate.full = 1
     holding = begin_append(log, "s", b"2")
-    await asyncio.sleep(0)
+    await turns()
     deleted: list[object] = []
     log.delete("s", deleted.append)
     again = begin_create(log, "s", creation(body=b"9"))

@@ -13,13 +13,14 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from wayside.contracts import Reader, Sink
+from wayside.contracts import Reader
 from wayside.errors import Overloaded, Refusal, TimedOut
 from wayside.exchange import Memo, Request
 from wayside.http.incoming import Incoming
+from wayside.http.native import HttpExchange
 from wayside.http.routes import CORS
-from wayside.http.socket import NativeSocket, accept_headers
-from wayside.http.wire import CONTINUE, LAST_CHUNK, STATUS, chunk, identity, problem, request_id
+from wayside.http.socket import NativeSocket
+from wayside.http.wire import CONTINUE, LAST_CHUNK, STATUS, problem, request_id
 from wayside.model import Spool
 
 if TYPE_CHECKING:
@@ -31,45 +32,6 @@ LINGER_S = 2.0
 
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER for no time: the connection ends with a reset (RST)."""
-_CHUNKED = ("chunked", chunk)
-_IDENTITY = ("identity", identity)
-
-
-class HttpExchange:
-    """One request on a connection. See :class:`wayside.exchange.Exchange`."""
-
-    __slots__ = ("_connection", "answered", "body", "on_drain", "on_lost", "request")
-
-    def __init__(self, connection: Connection, request: Request, body: bytes | Spool) -> None:
-        self._connection = connection
-        self.request = request
-        self.body = body
-        self.on_lost: Callable[[], None] | None = None
-        self.on_drain: Callable[[], None] | None = None
-        self.answered = False
-
-    @property
-    def framing(self) -> tuple[str, Callable[[bytes], bytes]]:
-        return _IDENTITY if self.request.version_10 else _CHUNKED
-
-    def respond(self, status: int, headers: bytes, body: bytes = b"", memo: Memo | None = None) -> None:
-        if not self.answered:
-            self.answered = True
-            self._connection.respond(self.request, status, headers, body, memo)
-
-    def refuse(self, error: Exception) -> None:
-        if not self.answered:
-            self.answered = True
-            self._connection.refuse(error, self.request)
-
-    def open(self, status: int, headers: bytes, *, seconds: float | None = None) -> Sink:
-        self.answered = True
-        return self._connection.open(self.request, status, headers, seconds)
-
-    def accept(self, subprotocol: str | None, on_text: Callable[[str], None]) -> NativeSocket:
-        headers = accept_headers(self.request, subprotocol)
-        self.answered = True
-        return self._connection.accept(headers, on_text)
 
 
 class Connection(asyncio.Protocol):
@@ -217,6 +179,20 @@ class Connection(asyncio.Protocol):
         if sent != len(data):
             self.queue(data, sent)
 
+    @staticmethod
+    def transmit_each(answers: list[tuple[Connection, bytes]]) -> None:
+        """:meth:`transmit` for many."""
+        for connection, answer in answers:
+            if connection._queued:
+                connection.transmit(answer)
+                continue
+            try:
+                sent = connection._send(answer)
+            except OSError:
+                sent = 0
+            if sent != len(answer):
+                connection.queue(answer, sent)
+
     @property
     def send(self) -> Callable[[bytes], int | None]:
         return self.write if self._queued else self._send
@@ -299,8 +275,16 @@ class Connection(asyncio.Protocol):
         server = self._server
         server.responses[status // 100] += 1
         if status == 204 and request is not None and request.plain and not self._ending:
-            self._post(b"%b%b\r\n" % (server.no_content, headers))
-            self._go_on()
+            answer = b"%b%b\r\n" % (server.no_content, headers)
+            if self._incoming is None:  # as _post and _go_on do then, for the answer to most appends
+                if not server.outbox:
+                    asyncio.get_running_loop().call_soon(server.flush)
+                server.outbox.append((self, answer))
+                self._exchange = None
+                self.deadline = server.idle_deadline
+            else:
+                self._post(answer)
+                self._go_on()
             return
         keep_alive = request is not None and request.keep_alive and not self._ending
         head = STATUS[status] + server.common + headers

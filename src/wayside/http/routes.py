@@ -74,7 +74,7 @@ class Routes:
         require_path(path, log.limits.path_bytes_max)
         match request.method:
             case "POST" if publishing.is_plain(request):
-                return lambda exchange: publishing.append_plain(exchange, log, path)
+                return publishing.plain(request, log, path)
             case "POST":
                 return lambda exchange: publishing.append(exchange, log, path)
             case "PUT":

@@ -76,8 +76,7 @@ class Server:
     def flush(self) -> None:
         """Send what was posted."""
         outbox, self.outbox = self.outbox, []
-        for connection, answer in outbox:
-            connection.transmit(answer)
+        Connection.transmit_each(outbox)
 
     def _tick(self) -> None:
         """Once a second: the time, the Date header, whose deadline has passed."""

@@ -20,7 +20,7 @@ from wayside.limits import Limits
 from wayside.log.directory import Directory
 from wayside.log.pending import Pending
 from wayside.log.rows import Operation, Put, Unit
-from wayside.log.store import CHUNK_BYTES, Store
+from wayside.log.store import Store
 from wayside.log.stream import Stream
 from wayside.log.writer import Outcome, Writer
 from wayside.model import Append, Appended, Durability, Spool
@@ -43,13 +43,14 @@ class Flight:
     refused: list[Done] = field(default_factory=list)
     """Told of a failed commit."""
     size: int = 0
+    appends: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.pendings or self.operations or self.applied)
 
 
 class Commits:
-    """Takes appends and operations; ``on_shown`` is called with each stream that has new records."""
+    """Takes appends and operations. ``on_shown`` is called with each stream that has new records."""
 
     def __init__(
         self,
@@ -57,13 +58,12 @@ class Commits:
         directory: Directory,
         limits: Limits,
         clock: Clock,
-        on_shown: Callable[[Stream], None],
     ) -> None:
         self._store = store
         self._directory = directory
         self._limits = limits
         self._clock = clock
-        self._on_shown = on_shown
+        self.on_shown: Callable[[Stream], object] = id
         self.on_commit: Callable[[float, int], None] | None = None
         self.appends = self.records = self.bytes = 0
         self.uncommitted_bytes = 0
@@ -73,6 +73,10 @@ class Commits:
         self._instant: list[Pending] = []
         self._lazy: list[Pending] = []
         self._scheduled = False
+        self._tick_ms = 0
+        """The time of this tick, once somebody asked for it."""
+        self._gathering = False
+        """A commit has just ended, and the next has not begun."""
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._writer: Writer | None = None
@@ -100,6 +104,10 @@ class Commits:
             await self._loop.run_in_executor(None, self._writer.stop)
 
     @property
+    def _too_much(self) -> bool:
+        return self.uncommitted_bytes > self._limits.uncommitted_bytes_max
+
+    @property
     def idle(self) -> bool:
         """Whether the store has all that it is to have."""
         return self._flight is None and not (self._dirty or self._instant or self._lazy)
@@ -122,7 +130,7 @@ class Commits:
             return
         if self._store.failed:
             raise StoreFailed(self._store.failed)
-        if self.uncommitted_bytes > self._limits.uncommitted_bytes_max:
+        if self._too_much:
             raise Overloaded(
                 f"{self.uncommitted_bytes} bytes are waiting for the disk. Try again shortly.",
                 headers={"Retry-After": "1"},
@@ -134,24 +142,45 @@ class Commits:
 
     def begin(self, stream: Stream) -> Pending:
         """What the next appends of ``stream`` join. Raises what stands in the way."""
-        self.require_working(stream.config.durability)
-        pending = stream.open = Pending(stream, stream.next, self._clock.wall_ms())
+        if stream.memory or self._full or self._store is None or self._store.failed or self._too_much:
+            self.require_working(stream.config.durability)
+        if not self._tick_ms:
+            self._tick_ms = self._clock.wall_ms()
+        pending = stream.open = Pending(stream, stream.next, self._tick_ms)
         (self._dirty.pendings if stream.fsync else self._instant).append(pending)
         if not self._scheduled:
             self._schedule()
         return pending
 
-    def join(self, stream: Stream, append: Append, done: Done) -> None:
-        """Take an append that only adds its bytes (:meth:`Stream.takes`). Raises what stands in the way."""
+    def take(self, stream: Stream, append: Append, done: Done) -> bool:
+        """Take an append that does no more than add its bytes: the case that many publishers make common, so all of it is
+        here. It needs no check but this one; False: it is another case. Raises what stands in the way."""
+        body = append.body
+        if not (
+            type(body) is bytes
+            and body
+            and append.content_type == stream.config.content_type
+            and append.producer is None
+            and append.seq is None
+            and not append.close
+            and stream.live
+            and stream.deadline_ms is None
+            and not (stream.json or stream.closing or stream.gone)
+        ):
+            return False
         pending = stream.open
         if pending is None:
             pending = self.begin(stream)
-        elif self.uncommitted_bytes > self._limits.uncommitted_bytes_max:
+        elif self._too_much:
             self.require_working(stream.config.durability)
-        before = pending.size
-        stream.join(pending, append, done)
+        size = len(body)
+        pending.records.append(body)
+        pending.size += size
+        stream.next += 1
+        pending.acks.append((done, stream.next, None))
         if not stream.memory:
-            self.uncommitted_bytes += pending.size - before
+            self.uncommitted_bytes += size
+        return True
 
     def append(self, stream: Stream, append: Append, records: list[bytes] | Spool, done: Done | None) -> None:
         """Take an append that was checked."""
@@ -201,6 +230,7 @@ class Commits:
     def _flush(self) -> None:
         """Once a tick: show what needs no disk; hand the rest to the writer if it is idle."""
         self._scheduled = False
+        self._tick_ms = 0
         if self._instant:
             instant, self._instant = self._instant, []
             for pending in instant:
@@ -210,7 +240,7 @@ class Commits:
                         pending.kept = pending.state()  # now: appends that are not on their way yet go on changing it
             self._come_back(LAZY_S)
             self._show(instant)
-        if self._flight is None and self._dirty:
+        if self._flight is None and self._dirty and not self._gathering:
             self._take_off()
 
     def _come_back(self, seconds: float) -> None:
@@ -237,8 +267,9 @@ class Commits:
             if stream.open is pending:
                 stream.open = None
             flight.size += pending.size
+            flight.appends += len(pending.acks)
             if not stream.deleted:
-                puts.append(self._put(pending, stream))
+                puts.append(_put(pending, stream))
         unit = Unit(flight.operations, puts)
         if self._writer is None or not unit:
             asyncio.get_running_loop().call_soon(self._land, flight)  # after what is landing now, if anything is
@@ -246,22 +277,8 @@ class Commits:
         self._flight = flight
         self._writer.submit(unit)
 
-    def _put(self, pending: Pending, stream: Stream) -> Put:
-        return Put(
-            stream.sid,
-            pending.position,
-            pending.time_ms,
-            pending.records,
-            pending.size,
-            b"," if stream.json else b"",
-            min(CHUNK_BYTES, max(4096, stream.keep_bytes // 8)),
-            pending.kept or (pending.state() if pending.before is not None else None),
-            pending.spool,
-            pending.pieces,
-        )
-
     def _committed(self, _unit: Unit, outcome: Outcome, seconds: float) -> None:
-        """The writer has answered: send the next unit on its way, then tell everybody."""
+        """The writer has answered: tell everybody, then send the next unit on its way."""
         flight, self._flight = self._flight, None
         assert flight is not None
         if isinstance(outcome, Refusal):
@@ -274,10 +291,17 @@ class Commits:
             if stream is not None and sealed > stream.sealed:
                 stream.sealed = sealed
         if self.on_commit is not None:
-            self.on_commit(seconds, sum([len(pending.acks) for pending in flight.pendings]))
-        if self._dirty:
-            self._flush()  # with what came this very turn: a creation must not part from its records
+            self.on_commit(seconds, flight.appends)
+        self._gathering = True
         self._land(flight)
+        # Who was just answered has more to append, often: it is read in this turn of the loop, and shares the next
+        # commit with what waits. The next turn ends that.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._gathered)
+
+    def _gathered(self) -> None:
+        self._gathering = False
+        self._flush()
 
     def _land(self, flight: Flight) -> None:
         self.uncommitted_bytes -= flight.size
@@ -287,7 +311,7 @@ class Commits:
 
     def _show(self, pendings: list[Pending]) -> None:
         """Make appends visible, acknowledge them, then deliver them."""
-        directory = self._directory
+        directory, on_shown = self._directory, self.on_shown
         for pending in pendings:
             stream = pending.stream
             held = stream.cached_bytes
@@ -308,8 +332,10 @@ class Commits:
                 except Exception as error:  # the others are to be told all the same
                     report(error, done)
         for pending in pendings:
-            guarded(pending.stream.publish)
-            self._on_shown(pending.stream)
+            stream = pending.stream
+            if stream.cohorts or stream.waiters:
+                guarded(stream.publish)
+            on_shown(stream)
 
     def _fail(self, flight: Flight, refusal: Refusal) -> None:
         """A commit failed: take back its appends and all that were accepted on top of them, and say so."""
@@ -330,3 +356,18 @@ class Commits:
         self._lazy = [p for p in everything if p.stream.config.durability is Durability.ASYNC] + self._lazy
         if not self.failed:
             self._come_back(FULL_S)
+
+
+def _put(pending: Pending, stream: Stream) -> Put:
+    return Put(
+        stream.sid,
+        pending.position,
+        pending.time_ms,
+        pending.records,
+        pending.size,
+        stream.separator,
+        stream.chunk_bytes,
+        pending.kept or (pending.state() if pending.before is not None else None),
+        pending.spool,
+        pending.pieces,
+    )

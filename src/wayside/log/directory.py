@@ -70,6 +70,7 @@ class Directory:
     def enter(self, stream: Stream) -> None:
         self.streams[stream.path] = stream
         self.by_sid[stream.sid] = stream
+        stream.entered = True
         if not stream.memory:
             self.recent[stream] = None
         if stream.source is not None:
@@ -85,12 +86,13 @@ class Directory:
         self.charge(stream, -stream.cached_bytes)
         self.recent.pop(stream, None)
         self.by_sid.pop(stream.sid, None)
+        stream.entered = False
         if stream.source is not None:
             stream.source.branches.discard(stream)
 
     def charge(self, stream: Stream, cost: int) -> None:
         """Count memory that a stream takes, or gives back; not of one that was let go."""
-        if self.by_sid.get(stream.sid) is stream:
+        if stream.entered:
             if stream.memory:
                 self.memory_bytes += cost
             else:
@@ -117,6 +119,12 @@ class Directory:
                 stream.size += batch.since(stream.start).size
                 self.charge(stream, batch.cost)
         store.replayed = {}
+
+    def used(self, stream: Stream) -> None:
+        """It was appended to; where nothing has to give way soon nobody needs to know."""
+        crowded = self.cached_bytes > self.limits.cache_bytes_max // 2 or len(self.streams) > LOADED_MAX // 2
+        if crowded and stream in self.recent:
+            self.recent.move_to_end(stream)
 
     def shrink_cache(self) -> None:
         """Drop cached records of the streams least recently appended to, until they fit."""

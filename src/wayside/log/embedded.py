@@ -46,9 +46,10 @@ class EmbeddedLog:
         self.tally = Tally()
         self._epoch = self.clock.wall_ms()
         self._directory = Directory(self.store, self.limits, self._read_later)
-        self._commits = Commits(self.store, self._directory, self.limits, self.clock, self._shown)
+        self._commits = Commits(self.store, self._directory, self.limits, self.clock)
         self._creation = Creation(self._directory, self._commits, self.clock, self._lookup, self._take_epoch)
         self.upkeep = Upkeep(self._directory, self._commits, self.clock, self._lookup, self._remove)
+        self._commits.on_shown = self.upkeep.bound
         self._loop: asyncio.AbstractEventLoop | None = None
         self._readers: ThreadPoolExecutor | None = None
 
@@ -133,11 +134,10 @@ class EmbeddedLog:
     async def _read_later(self, stream: Stream, position: int, bytes_max: int) -> list[Batch]:
         if self.store is None or self._readers is None or self._loop is None:
             raise Gone(f"{stream.path} has been let go.", code="stream-deleted")
-        separator = b"," if stream.json else b""
         read = self.store.history.read
         records_max = self.limits.read_records_max
         return await self._loop.run_in_executor(
-            self._readers, read, stream.sid, position, bytes_max, records_max, separator
+            self._readers, read, stream.sid, position, bytes_max, records_max, stream.separator
         )
 
     def list(self, prefix: str, after: str, limit: int) -> list[StreamInfo]:
@@ -176,8 +176,7 @@ class EmbeddedLog:
     def append(self, path: str, append: Append, done: Done) -> None:
         """Append; ``done`` gets ``Appended`` after the commit, or an exception. Raises at once what can be known now."""
         known = self._directory.streams.get(path)
-        if known is not None and known.takes(append):
-            self._commits.join(known, append, done)
+        if known is not None and self._commits.take(known, append, done):
             return
         stream = self.find(path)
         try:
@@ -249,10 +248,6 @@ class EmbeddedLog:
             self._directory.streams.setdefault(stream.path, stream)
             if stream.source is not None:
                 stream.source.forks += 1
-
-    def _shown(self, stream: Stream) -> None:
-        if not stream.deleted:
-            self.upkeep.bound(stream)
 
     # -- following
 

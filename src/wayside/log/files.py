@@ -8,9 +8,9 @@ an interrupted write: right after a crash, wrong for a flipped byte in the middl
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import io
+import mmap
 import os
 import re
 import struct
@@ -39,7 +39,7 @@ _LOCK_PAGE = (1 << 30) // PAGE_BYTES + 1
 _INDEX_BYTES = 1024 * 1024
 """Of a write-ahead log of 1 GiB: 4096 of its pages take 32 KiB."""
 _MARK = "wayside store"
-_WAL_MARK_AT = 64
+_WAL_MARK_AT, _WAL_MARK_BYTES = 64, 33
 _WAL_MARK = re.compile(rb"(wal ([0-9a-f]{8}) ([0-9]{10})) ([0-9a-f]{8})\n")
 
 
@@ -99,22 +99,40 @@ class WalMark:
         self._lock = lock.fileno()
         self._path = path
         self._files: list[int] = []
+        self._salt = b""
+        """The log's first salt, while it is certain."""
+        self._mark: mmap.mmap | None = None
+        """The lock file in memory: a note costs no system call, and outlives this process as a written one does."""
+
+    def may_begin_anew(self) -> None:
+        """The log has been copied into the database: the next transaction may be the first of a new round."""
+        self._salt = b""
 
     def note(self, frames: int) -> None:
-        with contextlib.suppress(OSError):  # the older note stays true
+        try:  # noqa: SIM105 - on the way of every commit
             self._write(frames)
+        except OSError:
+            pass  # the older note stays true
 
     def clear(self) -> None:
         """Before the log is emptied. Raises OSError."""
         self._write(0)
+        if self._mark is not None:
+            self._mark.flush()
         os.fsync(self._lock)
 
     def _write(self, frames: int) -> None:
-        if not self._files:
+        if self._mark is None:
             self._files.append(os.open(f"{self._path}-wal", os.O_RDONLY))
             self._reserve_index()
-        text = f"wal {os.pread(self._files[0], 4, 16).hex():0>8} {frames:010d}".encode()
-        os.pwrite(self._lock, b"%b %08x\n" % (text, zlib.crc32(text)), _WAL_MARK_AT)
+            missing = _WAL_MARK_AT + _WAL_MARK_BYTES - os.fstat(self._lock).st_size
+            if missing > 0:
+                os.pwrite(self._lock, b"\n" * missing, _WAL_MARK_AT + _WAL_MARK_BYTES - missing)
+            self._mark = mmap.mmap(self._lock, _WAL_MARK_AT + _WAL_MARK_BYTES)
+        if not self._salt:
+            self._salt = os.pread(self._files[0], 4, 16).hex().encode()
+        text = b"wal %b %010d" % (self._salt.rjust(8, b"0"), frames)
+        self._mark[_WAL_MARK_AT:] = b"%b %08x\n" % (text, zlib.crc32(text))
 
     def _reserve_index(self) -> None:
         """SQLite makes the index of the log (``-shm``) longer when it has written a transaction already; on a disk that is
@@ -128,6 +146,8 @@ class WalMark:
 
     def close(self) -> None:
         """After the connections."""
+        if self._mark is not None:
+            self._mark.close()
         for file in self._files:
             os.close(file)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,11 +26,11 @@ class Pending(msgspec.Struct, eq=False):
     acks: list[tuple[Done, int, Producer | None]] = []
     """(whom to tell, tail after the append, producer)"""
     spool: Spool | None = None
-    pieces: list[tuple[int, int]] = []
+    pieces: Sequence[tuple[int, int]] = ()
     before: tuple[bool, Producer | None, str | None] | None = None
     """What the stream knew beside the records, where that changes: closing, closed by, seq."""
-    producers: dict[str, tuple[int, int, int] | None] = {}
-    """Producers that appended, and what the stream knew of each before."""
+    producers: dict[str, tuple[int, int, int] | None] | None = None
+    """Producers that appended, and what the stream knew of each before; None: nothing of this kind changes."""
     closes: bool = False
     kept: State | None = None
     """What the stream knew when readers were shown it, if that was before it is committed."""
@@ -37,13 +38,15 @@ class Pending(msgspec.Struct, eq=False):
     def note(self, append: Append) -> None:
         """Take what an append changes beside the records."""
         stream = self.stream
+        if self.producers is None:
+            self.producers = {}
         if self.before is None:
             self.before = (stream.closing, stream.closed_by, stream.seq)
             stream.unsettled += 1
         producer = append.producer
         if producer:
             if len(stream.producers) >= stream.limits.producers_max and producer.id not in stream.producers:
-                self._forget_oldest()
+                self._forget_oldest(self.producers)
             self.producers.setdefault(producer.id, stream.producers.pop(producer.id, None))
             stream.producers.pop(producer.id, None)  # to the end: the longest silent stand first
             stream.producers[producer.id] = (producer.epoch, producer.seq, self.time_ms)
@@ -53,10 +56,10 @@ class Pending(msgspec.Struct, eq=False):
             self.closes = stream.closing = True
             stream.closed_by = producer
 
-    def _forget_oldest(self) -> None:
+    def _forget_oldest(self, before: dict[str, tuple[int, int, int] | None]) -> None:
         known = self.stream.producers
         oldest = next(iter(known))
-        self.producers.setdefault(oldest, known.pop(oldest))
+        before.setdefault(oldest, known.pop(oldest))
 
     def state(self) -> State:
         """What the store has to keep beside the records."""
@@ -66,7 +69,7 @@ class Pending(msgspec.Struct, eq=False):
             stream.closing,
             (by.id, by.epoch, by.seq) if by else None,
             stream.seq,
-            {name: stream.producers.get(name, FORGOTTEN) for name in self.producers},
+            {name: stream.producers.get(name, FORGOTTEN) for name in self.producers or ()},
         )
 
     def undo(self) -> None:
@@ -76,7 +79,7 @@ class Pending(msgspec.Struct, eq=False):
         if self.before is not None:
             stream.unsettled -= 1
             stream.closing, stream.closed_by, stream.seq = self.before
-        for name, before in self.producers.items():
+        for name, before in (self.producers or {}).items():
             if before is None:
                 stream.producers.pop(name, None)
             else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import zlib
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ import msgspec
 from wayside.model import Batch, Spool, StreamConfig
 
 FORGOTTEN = (-1, -1, 0)
+CHUNK_BYTES = 256 * 1024
+"""A chunk row. Large enough that reading runs at the speed of memory, small enough to be one step of a follower."""
 
 
 class State(msgspec.Struct, array_like=True, omit_defaults=False):
@@ -67,7 +69,7 @@ class Put(msgspec.Struct):
     """Fill at which the stream's journalled records become a chunk row."""
     state: State | None = None
     spool: Spool | None = None
-    pieces: list[tuple[int, int]] = []
+    pieces: Sequence[tuple[int, int]] = ()
 
     @property
     def end(self) -> int:

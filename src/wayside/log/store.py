@@ -17,11 +17,10 @@ import zlib
 from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import apsw
 
-from wayside.errors import DamagedStore, StoreFailed, StoreFull, StoreUnusable
+from wayside.errors import DamagedStore, Refusal, StoreFailed, StoreFull, StoreUnusable
 from wayside.log.files import (
     CHECKED_VFS,
     DATABASE,
@@ -37,6 +36,7 @@ from wayside.log.files import (
 from wayside.log.history import History, damaged
 from wayside.log.recovery import renew_deadlines, renew_epochs
 from wayside.log.rows import (
+    CHUNK_BYTES,
     Committed,
     DeleteStream,
     Entry,
@@ -53,8 +53,6 @@ from wayside.log.rows import (
 from wayside.log.tables import FORMAT, SCHEMA, apply, write_chunk, write_state
 from wayside.model import Batch, runs
 
-CHUNK_BYTES = 256 * 1024
-"""A chunk row. Large enough that reading runs at the speed of memory, small enough to be one step of a follower."""
 CHUNK_RECORDS = 65_536
 """Records of a chunk row: their lengths are read with it."""
 JOURNAL_BYTES_MAX = 16 * 1024 * 1024
@@ -64,6 +62,8 @@ CHECKPOINT_PAGES = 2000
 GARBAGE_BYTES = 8 * 1024 * 1024
 """Chunk rows of deleted streams freed in one transaction: bounds how long publishers wait for it."""
 EPOCH_BLOCK = 1 << 20
+ERRORS = (apsw.Error, OSError, ValueError)
+"""What a disk, or what is on it, can raise."""
 
 
 class Unsealed:
@@ -223,17 +223,18 @@ class Store:
         if self.failed:
             raise StoreFailed(self.failed)
         result = Committed()
-        fresh: dict[int, Unsealed] = {}
+        fresh: dict[int, list[Entry]] = {}
         size = 0
-        with self._translated("write"):
+        try:
             c = self._writer
-            c.execute("BEGIN IMMEDIATE")
+            if unit.operations or self.epochs_short or self._journal_bytes > JOURNAL_BYTES_MAX:
+                self._begin()
             for operation in unit.operations:
                 apply(self._writer, operation)
             for put in unit.puts:
                 self._put(put, fresh, result)
-            if fresh:
-                blob = encode_entries([entry for unsealed in fresh.values() for entry in unsealed.entries])
+            if fresh:  # for most commits this statement is all of the transaction
+                blob = encode_entries([entry for entries in fresh.values() for entry in entries])
                 size = len(blob)
                 c.execute("INSERT INTO journal VALUES(?, ?, ?)", (self._journal_next, blob, zlib.crc32(blob)))
             dropped = self._make_room(result, sum(put.size for put in unit.puts))
@@ -241,26 +242,40 @@ class Store:
             if self.epochs_short:
                 limit = self.epoch_next + EPOCH_BLOCK
                 c.execute("UPDATE meta SET value=? WHERE key='epoch_next'", (limit,))
-            c.execute("COMMIT")
+            if c.in_transaction:
+                c.execute("COMMIT")
+        except ERRORS as error:
+            raise self._translated("write", error) from error
         self._epoch_limit = limit
         self._adopt(unit, result, fresh, size, dropped)
         return result
 
-    def _put(self, put: Put, fresh: dict[int, Unsealed], result: Committed) -> None:
+    def _begin(self) -> None:
+        if not self._writer.in_transaction:
+            self._writer.execute("BEGIN IMMEDIATE")
+
+    def _put(self, put: Put, fresh: dict[int, list[Entry]], result: Committed) -> None:
         """Into the journal row of this commit; or, when that fills a chunk, all that the stream has into a chunk row."""
         sid = put.sid
         waiting = None if sid in result.sealed else self._unsealed.get(sid)
         new = fresh.get(sid)
-        size = put.size + (waiting.size if waiting else 0) + (new.size if new else 0)
+        size = put.size
+        if waiting is not None:
+            size += waiting.size
+        if new is not None:
+            size += sum([len(entry.data) for entry in new])
         if put.records and size < put.chunk_bytes:
-            if new is None:
-                new = fresh[sid] = Unsealed(self._journal_next, put.separator)
             data = put.separator.join(put.records)
-            new.add(Entry(sid, put.position, put.time_ms, pack_sizes(put.records), data, put.state))
+            entry = Entry(sid, put.position, put.time_ms, pack_sizes(put.records), data, put.state)
+            if new is None:
+                fresh[sid] = [entry]
+            else:
+                new.append(entry)
             return
         held = Unsealed(0, put.separator)
-        held.entries = [*(waiting.entries if waiting else ()), *(new.entries if new else ())]
+        held.entries = [*(waiting.entries if waiting else ()), *(new or ())]
         fresh.pop(sid, None)
+        self._begin()
         if put.spool is None:
             self._seal(sid, held, put)
         else:
@@ -268,17 +283,14 @@ class Store:
             self._write_pieces(put)
         result.sealed[sid] = put.end
 
-    def _adopt(self, unit: Unit, result: Committed, fresh: dict[int, Unsealed], size: int, dropped: int) -> None:
+    def _adopt(self, unit: Unit, result: Committed, fresh: dict[int, list[Entry]], size: int, dropped: int) -> None:
         """What a commit changed, once it is one."""
         for sid in result.sealed:
             self._unsealed.pop(sid, None)
-        for sid, unsealed in fresh.items():
-            before = self._unsealed.get(sid)
-            if before is None:
-                self._unsealed[sid] = unsealed
-            else:
-                before.entries += unsealed.entries
-                before.size += unsealed.size
+        for put in unit.puts:
+            if put.sid in fresh:
+                for entry in fresh.pop(put.sid):
+                    self._unseal(entry, self._journal_next, put.separator)
         for operation in unit.operations:
             if isinstance(operation, DeleteStream) and not operation.soft:
                 self._unsealed.pop(operation.sid, None)
@@ -287,7 +299,7 @@ class Store:
                 self._garbage = True
         while self._journal and next(iter(self._journal)) < dropped:
             self._journal_bytes -= self._journal.popitem(last=False)[1]
-        if fresh:
+        if size:
             self._journal[self._journal_next] = size
             self._journal_bytes += size
             self._journal_next += 1
@@ -361,13 +373,15 @@ class Store:
 
     def maintain(self) -> None:
         """Work that nobody waits for: free the rows of deleted streams a little; copy the WAL when it has grown."""
-        if self.failed:
+        if self.failed or not (self._garbage or self._wal_pages >= CHECKPOINT_PAGES):
             return
-        with self._translated("maintain"):
+        try:
             if self._garbage:
                 self._collect()
             if self._wal_pages >= CHECKPOINT_PAGES:
                 self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except ERRORS as error:
+            raise self._translated("maintain", error) from error
 
     def _collect(self) -> None:
         c = self._writer
@@ -408,32 +422,22 @@ class Store:
             return  # a reader holds it, or there is no room: the WAL grows on
         finally:
             self._wal_pages = 0
+            self._wal_mark.may_begin_anew()
 
-    @contextlib.contextmanager
-    def _translated(self, doing: str) -> Any:
-        """Roll back and translate what SQLite raises. After anything but a full disk the store stays failed: an fsync
-        that failed may have dropped the pages, and trying it again would report a success that is none."""
-        try:
-            yield
-        except (DamagedStore, StoreFull, StoreFailed):
-            raise
-        except apsw.FullError as error:
+    def _translated(self, doing: str, error: Exception) -> Refusal:
+        """Roll back, and say what SQLite raised. After anything but a full disk the store stays failed: an fsync that
+        failed may have dropped the pages, and trying it again would report a success that is none."""
+        if isinstance(error, apsw.FullError):
             self._rollback()
-            raise StoreFull(
+            return StoreFull(
                 f"There is no room for {self.path}. Nothing was appended; free some space and send it again.",
                 headers={"Retry-After": "1"},
-            ) from error
-        except (apsw.CorruptError, apsw.NotADBError) as error:
-            self._fail(doing, error)
-            raise damaged(self.path, error) from error
-        except apsw.Error as error:
-            self._fail(doing, error)
-            if getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA:
-                raise damaged(self.path, error) from error
-            raise StoreFailed(str(self.failed)) from error
-        except (OSError, ValueError) as error:
-            self._fail(doing, error)
-            raise StoreFailed(str(self.failed)) from error
+            )
+        self._fail(doing, error)
+        misread = getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA
+        if misread or isinstance(error, apsw.CorruptError | apsw.NotADBError):
+            return damaged(self.path, error)
+        return StoreFailed(str(self.failed))
 
     def _fail(self, doing: str, error: Exception) -> None:
         self._rollback()
@@ -462,7 +466,7 @@ class Store:
         """Seal the journal, copy the WAL, mark the store clean. After a failure: only let go of the files."""
         try:
             if not self.failed:
-                with self._translated("close"):
+                try:
                     c = self._writer
                     c.execute("BEGIN IMMEDIATE")
                     for sid, unsealed in self._unsealed.items():
@@ -473,6 +477,8 @@ class Store:
                     c.execute("COMMIT")
                     self._wal_mark.clear()
                     self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                except ERRORS as error:
+                    raise self._translated("close", error) from error
         except StoreFull:
             pass  # nothing is lost: the journal is replayed at the next start
         finally:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable
+from operator import attrgetter
 
 from wayside.contracts import Clock, Done, Encoding
 from wayside.errors import DamagedStore, Gone, TooLarge
 from wayside.guard import guarded
 from wayside.limits import Limits
 from wayside.log.pending import Pending
-from wayside.log.rows import FORGOTTEN, State, StreamRow
+from wayside.log.rows import CHUNK_BYTES, FORGOTTEN, State, StreamRow
 from wayside.log.tail import Cohort, Tally
 from wayside.model import (
+    BATCH_COST,
+    RECORD_COST,
     Append,
     Batch,
     Durability,
@@ -31,6 +34,9 @@ from wayside.model import (
 )
 
 ReadLater = Callable[["Stream", int, int], Awaitable[list[Batch]]]
+
+
+_position = attrgetter("position")
 
 
 class Stream:
@@ -47,6 +53,11 @@ class Stream:
         self.keep_bytes = config.retention_bytes or (
             limits.retention_bytes_memory if memory else limits.retention_bytes
         )
+        self.separator = b"," if self.json else b""
+        self.kept_by_cost = memory and config.retention_bytes is None
+        """Whether ``keep_bytes`` bounds the memory that records take, and not their bytes."""
+        self.chunk_bytes = min(CHUNK_BYTES, max(4096, self.keep_bytes // 8))
+        """Fill at which journalled records become a chunk row: not too large a part of what is kept."""
         self.lineage = row.lineage
         self.start = row.start
         self.tail = self.next = row.tail
@@ -81,15 +92,16 @@ class Stream:
         self.readers = 0
         self.version: object = object()
         self._later = later
-        self._positions: list[int] = []
+        self.entered = False
+        """Whether it is in the directory, which then counts the memory it takes."""
 
     __slots__ = (
         "_later",
-        "_positions",
         "batches",
         "branches",
         "cache_from",
         "cached_bytes",
+        "chunk_bytes",
         "closed",
         "closed_by",
         "closing",
@@ -97,12 +109,14 @@ class Stream:
         "config",
         "deadline_ms",
         "deleted",
+        "entered",
         "fork",
         "forks",
         "fsync",
         "gone",
         "json",
         "keep_bytes",
+        "kept_by_cost",
         "limits",
         "lineage",
         "live",
@@ -113,6 +127,7 @@ class Stream:
         "producers",
         "readers",
         "sealed",
+        "separator",
         "seq",
         "sid",
         "size",
@@ -219,30 +234,6 @@ class Stream:
             )
         return records
 
-    def takes(self, append: Append) -> bool:
-        """Whether an append does no more than add its bytes: the case that many publishers make common. It needs no
-        check but this one."""
-        return (
-            append.producer is None
-            and append.seq is None
-            and not append.close
-            and type(append.body) is bytes
-            and append.body != b""
-            and append.content_type == self.config.content_type
-            and self.live
-            and self.deadline_ms is None
-            and not (self.json or self.closing or self.gone)
-        )
-
-    def join(self, pending: Pending, append: Append, done: Done) -> None:
-        """Add an append that the stream takes to what will be committed next."""
-        body = append.body
-        assert type(body) is bytes
-        pending.records.append(body)
-        pending.size += len(body)
-        self.next += 1
-        pending.acks.append((done, self.next, None))
-
     def accept(
         self, append: Append, records: list[bytes] | Spool, done: Done | None, clock: Clock
     ) -> tuple[Pending, bool]:
@@ -271,8 +262,8 @@ class Stream:
 
     # -- becoming visible
 
-    def commit(self, pending: Pending) -> bool:
-        """The append is as durable as promised: from now on readers see it. Returns whether it is in the cache."""
+    def commit(self, pending: Pending) -> None:
+        """The append is as durable as promised: from now on readers see it."""
         if self.open is pending:
             self.open = None
         if pending.before is not None:
@@ -284,24 +275,27 @@ class Stream:
         if pending.spool is not None:
             self.drop_cache(self.tail)
             self.tail = self.cache_from = pending.position + len(pending.pieces)
-            return False
-        if not pending.records:
-            return False
-        position, limits = pending.position, self.limits
-        self.tail = position + len(pending.records)
-        # Cut, or one read would take them all.
-        for run in runs(pending.records, pending.size, limits.read_bytes_max, limits.read_records_max):
-            batch = Batch(position, pending.time_ms, run)
-            self.cache(batch)
-            position = batch.end
-        return True
+            return
+        records, size, limits = pending.records, pending.size, self.limits
+        if not records:
+            return
+        self.tail = pending.position + len(records)
+        position = pending.position
+        if size <= limits.read_bytes_max and len(records) <= limits.read_records_max:
+            if not self.batches:  # as cache() does
+                self.cache_from = position
+            self.batches.append(Batch(position, pending.time_ms, records, size))
+            self.cached_bytes += size + BATCH_COST + RECORD_COST * len(records)
+            return
+        for run in runs(records, size, limits.read_bytes_max, limits.read_records_max):  # or one read takes them all
+            self.cache(Batch(position, pending.time_ms, run))
+            position += len(run)
 
     def cache(self, batch: Batch) -> None:
         """Hold the newest records in memory."""
         if not self.batches:
             self.cache_from = batch.position
         self.batches.append(batch)
-        self._positions.append(batch.position)
         self.cached_bytes += batch.cost
 
     def trim_cache(self, bytes_max: int) -> int:
@@ -318,7 +312,7 @@ class Stream:
 
     def drop_cache(self, position: int) -> int:
         """Drop every cached batch that ends at or before ``position``; returns the bytes dropped."""
-        count = bisect_right(self._positions, position)
+        count = bisect_right(self.batches, position, key=_position)
         if count and self.batches[count - 1].end > position:
             count -= 1
         dropped = sum(batch.cost for batch in self.batches[:count])
@@ -329,7 +323,6 @@ class Stream:
     def _cut(self, count: int, dropped: int) -> None:
         self.cache_from = self.batches[count - 1].end
         del self.batches[:count]
-        del self._positions[:count]
         self.cached_bytes -= dropped
 
     def publish(self) -> None:
@@ -394,7 +387,7 @@ class Stream:
             return self._inherited(found) if found is not None else None
         if position < self.cache_from or not self.batches:
             return None
-        index = bisect_right(self._positions, position) - 1
+        index = bisect_right(self.batches, position, key=_position) - 1
         first = self.batches[index].since(position)
         result = [first]
         total, count = first.size, first.count

@@ -82,22 +82,22 @@ class Upkeep:
 
     def bound(self, stream: Stream) -> None:
         """After an append: retention by bytes, the stream's cache, the cache of all."""
+        if stream.deleted:
+            return
         directory = self._directory
         limits = directory.limits
-        held = stream.cached_bytes if stream.memory and stream.config.retention_bytes is None else stream.size
+        held = stream.cached_bytes if stream.kept_by_cost else stream.size
         if held > stream.keep_bytes:
             self._retain(stream, drop_bytes=held - stream.keep_bytes)
         if stream.cached_bytes > limits.stream_cache_bytes_max and not stream.memory:
             directory.charge(stream, -stream.trim_cache(limits.stream_cache_bytes_max))
-        if stream in directory.recent:
-            directory.recent.move_to_end(stream)
+        directory.used(stream)
         if directory.cached_bytes > limits.cache_bytes_max:
             directory.shrink_cache()
 
     def _retain(self, stream: Stream, *, drop_bytes: int = 0, before_ms: int = 0) -> None:
         """Let the oldest records go: while they fit into ``drop_bytes``, or are older than ``before_ms``."""
         start, dropped = max(stream.start, stream.own_start), 0
-        by_cost = stream.memory and stream.config.retention_bytes is None
         if start < stream.cache_from:
             assert self._directory.history is not None
             try:
@@ -111,7 +111,7 @@ class Upkeep:
             for batch in stream.batches:
                 if batch.end <= start:
                     continue
-                held = batch.cost if by_cost else batch.size
+                held = batch.cost if stream.kept_by_cost else batch.size
                 if spent + held > drop_bytes and batch.time_ms >= before_ms:
                     break
                 spent += held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from wayside.contracts import Log
@@ -22,10 +23,21 @@ def is_plain(request: Request) -> bool:
     return request.headers.keys() <= PLAIN
 
 
-def append_plain(exchange: Exchange, log: Log, path: str) -> None:
-    """Answer a POST of bytes, when they are as durable as the stream promises."""
-    append = Append(exchange.body, exchange.request.headers.get("content-type"))
-    log.append(path, append, partial(_answer, exchange, append))
+def plain(request: Request, log: Log, path: str) -> Callable[[Exchange], None]:
+    """What answers POSTs of bytes with this head, when they are as durable as the stream promises."""
+    content_type = request.headers.get("content-type")
+
+    def append_plain(exchange: Exchange) -> None:
+        log.append(path, Append(exchange.body, content_type), partial(_answer_plain, exchange))
+
+    return append_plain
+
+
+def _answer_plain(exchange: Exchange, result: Appended | Exception) -> None:
+    if type(result) is Appended and not result.closed:
+        exchange.respond(204, b"Stream-Next-Offset: %011x_%016d\r\n" % (result.epoch, result.position))
+    else:
+        _answer(exchange, Append(exchange.body), result)
 
 
 def append(exchange: Exchange, log: Log, path: str) -> None:
@@ -42,12 +54,9 @@ def append(exchange: Exchange, log: Log, path: str) -> None:
 
 
 def _answer(exchange: Exchange, append: Append, result: Appended | Exception) -> None:
-    if type(result) is Appended:
-        if append.producer is None and not result.closed:
-            exchange.respond(204, b"Stream-Next-Offset: %011x_%016d\r\n" % (result.epoch, result.position))
-        else:
-            new = append.producer is not None and not result.duplicate and append.body
-            exchange.respond(200 if new else 204, _head(result))
+    if isinstance(result, Appended):
+        new = append.producer is not None and not result.duplicate and append.body
+        exchange.respond(200 if new else 204, _head(result))
     else:
         assert isinstance(result, Exception)
         exchange.refuse(result)
