@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from wayside.client.blocking import Client, HubError, Unreachable
 from wayside.errors import Refusal
 from wayside.hub import Hub, package_version
 from wayside.log.check import check as check_store
-from wayside.model import JSON, Durability, media_type
+from wayside.model import JSON, Durability, Offset, media_type
 from wayside.serving import configure_logs, raise_file_limit
 from wayside.serving import serve as serve_hub
 from wayside.settings import is_loopback, limit_options, limits_of, read_config
@@ -129,6 +130,9 @@ def serve(
     WAYSIDE_LOG_FORMAT=json wayside serve --config wayside.toml
     """
     limits = limits_of(values)
+    source = click.get_current_context().get_parameter_source("data")
+    if memory and source is not click.core.ParameterSource.DEFAULT:
+        _fail(f"--memory keeps nothing in {data}: give --memory or --data, not both.", 2)
     if not is_loopback(host) and not allow_anonymous:
         _fail(
             f"{host} can be reached from other machines, and this version has no authentication: anybody could read and "
@@ -177,7 +181,8 @@ def hub_command(function: F) -> F:
 @click.argument("stream")
 @click.argument("records", nargs=-1)
 @click.option(
-    "--content-type", help="Of the stream, if it is to be created. [default: JSON if the first record is, else text]"
+    "--content-type",
+    help="Of the stream, if it is to be created. [default: JSON if the first record is an object or an array, else text]",
 )
 @click.option(
     "--durability", type=click.Choice([d.value for d in Durability]), help="Of the stream, if it is to be created."
@@ -188,7 +193,7 @@ def hub_command(function: F) -> F:
     type=click.FloatRange(min=0),
     default=60.0,
     show_default=True,
-    help="Seconds to keep trying while the hub is away; nothing is appended twice.",
+    help="Seconds to keep trying when the hub goes away in between; nothing is appended twice.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Do not print the last offset.")
 @hub_command
@@ -201,9 +206,10 @@ def publish(
     retry_s: float,
     quiet: bool,
 ) -> None:
-    """Append RECORDS to STREAM, or each line of standard input. Prints the offset after the last.
+    """Append RECORDS to STREAM, or each line of standard input that is not empty. Prints the offset after the last.
 
-    A stream that does not exist is created.
+    A stream that does not exist is created. Lines of a JSON stream that come together are appended together; each
+    line of another stream is an append of its own.
 
     \b
     wayside publish orders '{"id": 1}' '{"id": 2}'
@@ -216,13 +222,21 @@ def publish(
     kind = _ensure(client, stream, first[0], content_type, durability)
     publisher = client.publisher(stream, kind, retry_s=retry_s)
     offset = ""
+    sent = 0
     for batch in _chain(first, source):
+        good = batch
         if media_type(kind) == JSON:
-            for record in batch:
-                if not _is_json(record):
-                    raise ValueError(f"{stream} is a JSON stream, and this is not JSON: {record[:200]!r}")
-        for part in [batch] if publisher.batches else [[record] for record in batch]:
+            batch = [record for record in batch if record.strip()]
+            good = list(takewhile(_is_json, batch))
+        for part in ([good] if good else []) if publisher.batches else [[record] for record in good]:
             offset = publisher.send(part)
+            sent += len(part)
+        if len(good) < len(batch):
+            bad = batch[len(good)][:200].decode(errors="replace")
+            _fail(
+                f"{stream} is a JSON stream, and record {sent + 1} is not JSON: {bad}\n"
+                f"The {sent} before it were appended{f', up to {offset}' if sent else ''}; nothing after it was."
+            )
     if not quiet:
         click.echo(offset)
 
@@ -230,13 +244,16 @@ def publish(
 def _ensure(client: Client, stream: str, first: bytes, content_type: str | None, durability: str | None) -> str:
     """The stream's content type; it is created if need be."""
     try:
-        kind = client.info(stream)["Content-Type"]
+        found = client.info(stream)
     except HubError as error:
         if error.status != 404:
             raise
     else:
+        kind, have = found["Content-Type"], found["Stream-Durability"]
         if content_type and media_type(content_type) != media_type(kind):
-            raise ValueError(f"{stream} exists, and is {kind}, not {content_type}")
+            _fail(f"{stream} exists, and is {kind}, not {content_type}.")
+        if durability and durability != have:
+            _fail(f"{stream} exists, and its durability is {have}, not {durability}.")
         return kind
     kind = content_type or (JSON if first[:1] in (b"{", b"[") and _is_json(first) else "text/plain; charset=utf-8")
     headers = {"Content-Type": kind}
@@ -268,11 +285,20 @@ def _lines() -> Iterator[list[bytes]]:
     held = b""
     while data := raw.read(65536):
         *lines, held = (held + data).split(b"\n")
-        batch = [line.removesuffix(b"\r") for line in lines if line.strip()]
+        batch = [line for line in (line.removesuffix(b"\r") for line in lines) if line]
         for start in range(0, len(batch), BATCH_MAX):
             yield batch[start : start + BATCH_MAX]
-    if held.strip():
-        yield [held]
+    if held.removesuffix(b"\r"):
+        yield [held.removesuffix(b"\r")]
+
+
+def _offset(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if value in ("start", "now"):
+        return {"start": "-1"}.get(value, value)
+    try:
+        return value if value == "-1" else str(Offset.parse(value))
+    except Refusal as refusal:
+        raise click.BadParameter(f"{value!r} is neither start, nor now, nor an offset that a hub gave.") from refusal
 
 
 @cli.command(short_help="Follow a stream.")
@@ -284,8 +310,10 @@ def _lines() -> Iterator[list[bytes]]:
     show_default=True,
     help="The pattern to hear of records by.",
 )
-@click.option("--from", "start", default="now", show_default=True, help="start, now, or an offset.")
-@click.option("--offsets", is_flag=True, help="Print before each record the offset to read on from after it.")
+@click.option("--from", "start", default="now", show_default=True, callback=_offset, help="start, now, or an offset.")
+@click.option(
+    "--offsets", is_flag=True, help="Print before each record an offset from which nothing after it is missed."
+)
 @click.option("--count", "-n", type=click.IntRange(min=1), help="End after so many records.")
 @click.option(
     "--interval",
@@ -301,7 +329,7 @@ def _lines() -> Iterator[list[bytes]]:
     type=click.FloatRange(min=0),
     default=60.0,
     show_default=True,
-    help="Seconds to keep trying while the hub is away.",
+    help="Seconds to keep trying when the hub goes away in between.",
 )
 @hub_command
 def tail(
@@ -316,14 +344,15 @@ def tail(
 ) -> None:
     """Print the records of STREAM as they come, until it is closed. Reconnects, and resumes where it was.
 
+    By sse and push each record is a line of its own. What polls get of a stream that is not JSON comes as one.
+
     \b
     wayside tail demo/machine --via push
     wayside tail orders --from start --offsets
     """
-    at = {"start": "-1", "now": "now"}.get(start, start)
-    if at == "now":
-        at = client.info(stream)["Stream-Next-Offset"]  # a reconnection must not skip what came meanwhile
-    kind = media_type(client.info(stream)["Content-Type"])
+    found = client.info(stream)
+    at = found["Stream-Next-Offset"] if start == "now" else start  # a reconnection must not skip what came meanwhile
+    kind = media_type(found["Content-Type"])
     newline = b"\n" if kind == JSON or kind.startswith("text/") else b""
     out = sys.stdout.buffer
     seen = 0
@@ -332,10 +361,10 @@ def tail(
         click.echo(f"wayside: {error}; trying again", err=True)
 
     try:
-        records = client.follow(stream, via, at, interval_s=interval_s, retry_s=retry_s, on_retry=on_retry)
+        records = client.follow(
+            stream, via, at, is_json=kind == JSON, interval_s=interval_s, retry_s=retry_s, on_retry=on_retry
+        )
         for at, data in records:
-            if via == "push" and kind.startswith("text/"):
-                data = msgspec.json.decode(data, type=str).encode()
             out.write(f"{at} ".encode() + data + newline if offsets else data + newline)
             out.flush()
             seen += 1
@@ -352,6 +381,7 @@ def tail(
 @hub_command
 def streams(client: Client, prefix: str, as_json: bool) -> None:
     """List the streams whose path begins with PREFIX."""
+    stream = None
     for stream in client.streams(prefix):
         if as_json:
             click.echo(msgspec.json.encode(stream).decode())
@@ -361,6 +391,8 @@ def streams(client: Client, prefix: str, as_json: bool) -> None:
                 f"{stream['path']}  {stream['records']} records, {stream['bytes']} bytes, "
                 f"{stream['content_type']}, {stream['durability']}{closed}"
             )
+    if stream is None:
+        click.echo(f"wayside: there is no stream{f' whose path begins with {prefix}' if prefix else ''}", err=True)
 
 
 @cli.command(short_help="Create a stream.")
@@ -441,3 +473,9 @@ def check(directory: Path) -> None:
         return
     click.echo(str(report))
     sys.exit(0 if report.ok else 1)
+
+
+for _command in cli.commands.values():
+    for _option in _command.params:
+        if isinstance(_option, click.Option):
+            _option.show_envvar = True

@@ -45,6 +45,7 @@ class Request:
         "plain",
         "query",
         "route",
+        "scheme",
         "target",
         "version_10",
     )
@@ -63,6 +64,7 @@ class Request:
         """What answers it; set by the server."""
         self.memo: Any = None
         """The last answer, while it stays right; the server's."""
+        self.scheme = "http"
         self.version_10 = False
         self.keep_alive = True
         self.length = 0

@@ -41,7 +41,8 @@ async def serve(hub: Hub, host: str, port: int, with_demo: bool) -> int:
     except OSError as error:
         await hub.close()
         click.echo(
-            f"wayside: cannot listen on {host}:{port}: {error.strerror or error}. Choose another --port.", err=True
+            f"wayside: cannot listen on {host}:{port}: {error.strerror or error}. Choose another --port or --host.",
+            err=True,
         )
         return 1
     address, actual = server.address
@@ -54,11 +55,16 @@ async def serve(hub: Hub, host: str, port: int, with_demo: bool) -> int:
     if with_demo:
         click.echo(_hints(url))
     sys.stdout.flush()
+    store = hub.log.store
+    where = {"data": str(hub.directory), "after": "a clean stop" if store.clean else "a crash"} if store else {}
+    _log.info("serving", url=url, streams=hub.log.statistics().streams, **where)
     await stop.wait()
+    _log.info("draining", connections=len(server.connections), seconds_max=hub.limits.drain_s)
     if work is not None:
         work.cancel()
     await server.drain(hub.limits.drain_s)
     await hub.close()
+    _log.info("stopped", failed=hub.log.failed)
     return 1 if hub.log.failed else 0
 
 

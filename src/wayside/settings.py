@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import math
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -45,10 +46,22 @@ LIMIT_HELP = {
 }
 
 
+class Seconds(click.FloatRange):
+    """A finite number."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
+        return number
+
+
 def limit_options(command: F) -> F:
     """An option for every field of :class:`~wayside.limits.Limits`."""
     for field in reversed(dataclasses.fields(Limits)):
-        kind = click.FloatRange(min=0) if isinstance(field.default, float) else click.IntRange(min=1)
+        kind = Seconds(min=0) if isinstance(field.default, float) else click.IntRange(min=1)
         command = click.option(
             f"--{field.name.replace('_', '-')}",
             field.name,
@@ -74,11 +87,11 @@ def read_config(context: click.Context, _parameter: click.Parameter, value: Path
         settings = tomllib.loads(value.read_text())
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise click.BadParameter(f"{value}: {error}") from error
-    settings = {name.replace("-", "_"): setting for name, setting in settings.items()}
-    known = {parameter.name for parameter in context.command.params}
-    if unknown := sorted(set(settings) - known):
+    known = {option.lstrip("-"): each.name for each in context.command.params for option in each.opts}
+    if unknown := sorted(name for name in settings if name.replace("_", "-") not in known):
         raise click.BadParameter(f"{value} has unknown settings: {', '.join(unknown)}. See wayside serve --help.")
-    context.default_map = {**(context.default_map or {}), **settings}
+    named = {known[name.replace("_", "-")]: setting for name, setting in settings.items()}
+    context.default_map = {**(context.default_map or {}), **named}
     return value
 
 

@@ -88,7 +88,9 @@ def test_serve_settings(run: Run, tmp_path: Path) -> None:
     """An option stands above the environment, which stands above the file, which stands above the default."""
     config = tmp_path / "wayside.toml"
     data = tmp_path / "from-the-file"
-    config.write_text(f'port = 1\ndata = "{data}"\nlong-poll-s = 1\nbody_bytes_max = 5\nlog_format = "json"\n')
+    config.write_text(
+        f'port = 1\ndata = "{data}"\nlong-poll-s = 1\nbody_bytes_max = 5\nlog_format = "json"\ndemo = true\n'
+    )
     program = run(
         [*WAYSIDE, "serve", "--port", "0"],
         env={"WAYSIDE_CONFIG": str(config), "WAYSIDE_PORT": "2", "WAYSIDE_BODY_BYTES_MAX": "10"},
@@ -100,6 +102,7 @@ def test_serve_settings(run: Run, tmp_path: Path) -> None:
     assert httpx.post(url, headers=text, content="1234567").status_code == 204  # the environment over the file
     assert httpx.post(url, headers=text, content="12345678901").status_code == 413
     assert httpx.get(f"{url}?offset=now&live=long-poll", timeout=10).status_code == 204  # the file over the default
+    assert httpx.head(url.removesuffix("x") + "demo/machine").status_code == 200
     assert data.is_dir()
 
 
@@ -114,6 +117,37 @@ def test_serve_refuses_a_wrong_file(run: Run, tmp_path: Path, content: str, comp
     program = run([*WAYSIDE, "serve", "--config", config], cwd=tmp_path)
     assert program.wait() == 2
     assert complaint in program.err.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "complaint"),
+    [
+        (("--data", "file"), 1, "cannot be used as a store"),
+        (("--data", "file/below"), 1, "cannot be used as a store"),
+        (("--memory", "--data", "data"), 2, "not both"),
+        (("--heartbeat-s", "nan"), 2, "not a number of seconds"),
+        (("--drain-s", "inf"), 2, "not a number of seconds"),
+    ],
+)
+def test_serve_refuses_what_cannot_be(
+    run: Run, tmp_path: Path, arguments: tuple[str, ...], status: int, complaint: str
+) -> None:
+    """A setting that nothing can be done with is refused with a sentence."""
+    (tmp_path / "file").write_text("")
+    program = run([*WAYSIDE, "serve", "--port", "0", *arguments], cwd=tmp_path)
+    assert (program.wait(), complaint in program.err.text) == (status, True), program.err.text
+    assert "Traceback" not in program.err.text
+
+
+def test_serve_says_when_it_starts_and_stops(hub: Hub) -> None:
+    """The log has where it listens, what it found, and that it stopped in order."""
+    hub.kill()
+    hub.start()
+    hub.program.err.wait_for("serving .*a crash")
+    program = hub.program
+    assert hub.stop() == 0
+    assert "draining" in program.err.text
+    assert "stopped" in program.err.text
 
 
 def test_serve_refuses_the_whole_world(run: Run, tmp_path: Path) -> None:
@@ -298,8 +332,9 @@ def test_publish_refuses_what_does_not_fit(shared_hub: Hub, start: Command) -> N
     """What is not JSON for a JSON stream, another content type, a closed stream: a sentence and a status."""
     shared_hub.create("strict")
     for arguments, status, complaint in (
-        (("strict", "{not JSON"), 2, "this is not JSON"),
-        (("strict", "1", "--content-type", "text/plain"), 2, "not text/plain"),
+        (("strict", "{not JSON"), 1, "record 1 is not JSON: {not JSON"),
+        (("strict", "1", "--content-type", "text/plain"), 1, "not text/plain"),
+        (("strict", "1", "--durability", "memory"), 1, "durability is fsync"),
         (("a//b", "1"), 1, "not a stream path"),
     ):
         program = start("publish", *arguments)
@@ -311,7 +346,70 @@ def test_publish_refuses_what_does_not_fit(shared_hub: Hub, start: Command) -> N
     assert "closed" in program.err.text
 
 
+def test_publish_up_to_what_is_wrong(shared_hub: Hub, start: Command) -> None:
+    """Of lines with a wrong one among them, those before it are appended, however they came, and the number is told."""
+    for number, chunks in enumerate((["1\n2\nbad\n3\n"], ["1\n", "2\n", "bad\n3\n"])):
+        name = f"up-to/{number}"
+        shared_hub.create(name)
+        program = start("publish", name)
+        for count, chunk in enumerate(chunks, 1):
+            program.write(chunk)
+            eventually(lambda: len(shared_hub.read(name)) >= min(count, 2), "the line is there")  # noqa: B023
+        assert program.wait() == 1
+        assert "record 3 is not JSON: bad" in program.err.text
+        assert "The 2 before it were appended" in program.err.text
+        assert shared_hub.read(name) == [1, 2]
+
+
+def test_publish_lines_as_they_are(shared_hub: Hub, wayside: Wayside) -> None:
+    """Lines of blanks are lines; only what is empty is no record."""
+    wayside("publish", "blank", stdin="a\n\n  \nb\r\n\tc")
+    assert httpx.get(shared_hub.stream("blank")).text == "a  b\tc"
+
+
 # -- tail
+
+
+@pytest.mark.parametrize("via", PATTERNS)
+def test_tail_prints_offsets_that_lose_nothing(shared_hub: Hub, wayside: Wayside, via: str) -> None:
+    """Whoever stops after any line and reads on from its offset gets all that came after it."""
+    name = f"offsets/{via}"
+    shared_hub.create(name)
+    shared_hub.append(name, "[1, 2, 3]")
+    shared_hub.append(name, "4")
+    shared_hub.close_stream(name)
+    lines = wayside("tail", name, "--via", via, "--from", "start", "--offsets").splitlines()
+    assert [line.split(" ")[1] for line in lines] == ["1", "2", "3", "4"]
+    for seen, line in enumerate(lines, 1):
+        rest = wayside("tail", name, "--via", via, "--from", line.split(" ")[0]).split()
+        assert rest[-(4 - seen) :] == [str(n) for n in range(seen + 1, 5)] or seen == 4
+
+
+def test_tail_of_text_that_is_none(shared_hub: Hub, start: Command) -> None:
+    """A line that is not UTF-8 in a text stream comes through each pattern as it is."""
+    shared_hub.create("bad-text", "text/plain")
+    for record in (b"ok", b"bad\xff", b"after"):
+        shared_hub.append("bad-text", record, "text/plain")
+    shared_hub.close_stream("bad-text")
+    program = start("tail", "bad-text", "--via", "push", "--from", "start")
+    assert program.wait() == 0, program.err.text
+    assert program.out.lines == ["ok", b"bad\xff".decode(errors="replace"), "after"]
+
+
+@pytest.mark.parametrize("via", ["sse", "push"])
+def test_tail_of_a_quiet_stream_over_restarts(hub: Hub, start: Command, via: str) -> None:
+    """The time to keep trying begins with each interruption, also where no record came between two."""
+    hub.create("quiet")
+    tail = start("tail", "quiet", "--via", via, "--from", "start", "--retry", "4", hub=hub)
+    for number in range(3):
+        following = f'wayside_followers{{pattern="{via}"}} 1.0'
+        eventually(lambda: following in httpx.get(f"{hub.url}/metrics").text, "it follows")  # noqa: B023
+        if number < 2:
+            time.sleep(2.5)  # longer than what is left of the first interruption's time
+            hub.kill()
+            hub.start()
+    hub.append("quiet", "1")
+    assert tail.out.wait_count(1) == ["1"]
 
 
 @pytest.mark.parametrize("via", PATTERNS)

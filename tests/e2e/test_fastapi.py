@@ -15,7 +15,7 @@ from websockets import Subprotocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.e2e.processes import PATIENCE_S, Program, Run, events
+from tests.e2e.processes import PATIENCE_S, WAYSIDE, Program, Run, events
 
 V1 = Subprotocol("wayside.v1")
 
@@ -110,6 +110,24 @@ def test_fork_by_its_mounted_path(shop: Application) -> None:
     assert answer.status_code == 201, answer.text
     order(shop, 3)
     assert httpx.get(fork).json() == [{"number": 1}]
+
+
+@pytest.mark.parametrize("via", ["poll", "long-poll", "sse", "push"])
+def test_the_command_line_at_a_mount(shop: Application, run: Run, via: str) -> None:
+    """The ``wayside`` command works with a mounted hub, whose server writes header names in its own way."""
+    where = {"WAYSIDE_HUB": f"{shop.url}/wayside"}
+    published = run([*WAYSIDE, "publish", "mine", '{"n": 1}'], env=where)
+    assert published.wait() == 0, published.err.text
+    tail = run([*WAYSIDE, "tail", "mine", "--via", via, "--from", "start", "-n", "1"], env=where)
+    assert tail.wait() == 0, tail.err.text
+    assert tail.out.lines == ['{"n": 1}']
+
+
+def test_a_path_is_one_path(shop: Application) -> None:
+    """What is not UTF-8 when percent-decoded is no path, as on the hub's own server."""
+    for path in ("z%C3", "z%FF"):
+        answer = httpx.put(f"{shop.stream}/{path}")
+        assert (answer.status_code, answer.json()["code"]) == (400, "path-invalid")
 
 
 def test_problems(shop: Application) -> None:

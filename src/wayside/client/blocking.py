@@ -13,6 +13,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -85,17 +86,20 @@ class Client:
         wait_s: float = 0,
     ) -> Answer:
         """One exchange. Raises :class:`HubError` for a refusal, :class:`Unreachable` where there was no answer."""
-        if self._connection is None:
-            self._connection = self._connect(self._timeout_s)
-        try:
-            connection = self._connection
+        repeatable = method != "POST" or "Producer-Id" in (headers or {})
+        while True:
+            kept_alive = self._connection is not None
+            connection = self._connection = self._connection or self._connect(self._timeout_s)
             connection.timeout = self._timeout_s + wait_s
-            connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
-            answer = Answer(response.status, response.headers, response.read())
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            raise Unreachable(f"{self.url}: {str(error) or type(error).__name__}") from error
+            try:
+                connection.request(method, path, body, headers or {})
+                response = connection.getresponse()
+                answer = Answer(response.status, response.headers, response.read())
+                break
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                if not (kept_alive and repeatable and isinstance(error, ConnectionError)):
+                    raise Unreachable(f"{self.url}: {str(error) or type(error).__name__}") from error
         if answer.status >= 400:
             raise _error_of(answer.status, answer.body)
         return answer
@@ -110,16 +114,18 @@ class Client:
     def create(self, stream: str, headers: dict[str, str]) -> Answer:
         return self.request("PUT", self.path(stream), headers)
 
-    def info(self, stream: str) -> dict[str, str]:
-        """The header fields that describe a stream."""
+    def info(self, stream: str) -> http.client.HTTPMessage:
+        """The header fields that describe a stream, by name in any case."""
         try:
             answer = self.request("HEAD", self.path(stream))
         except HubError as error:
             if error.code == "http" and error.status in (400, 404, 410):
                 self.request("GET", f"{self.path(stream)}?offset=now")  # a HEAD has no body to say why
             raise
-        skip = {"date", "x-content-type-options", "cross-origin-resource-policy", "cache-control", "content-length"}
-        return {name: value for name, value in answer.headers.items() if name.lower() not in skip}
+        for name in ("date", "server", "x-content-type-options", "cross-origin-resource-policy", "cache-control"):
+            del answer.headers[name]
+        del answer.headers["content-length"]
+        return answer.headers
 
     def delete(self, stream: str) -> None:
         self.request("DELETE", self.path(stream))
@@ -153,26 +159,39 @@ class Client:
         via: str,
         offset: str,
         *,
+        is_json: bool = True,
         interval_s: float = 1.0,
         retry_s: float = 0.0,
         on_retry: Callable[[Exception], None] | None = None,
     ) -> Iterator[tuple[str, bytes]]:
-        """``(offset to read on from, data)`` until the stream is closed. Polls give what they got at once, as one."""
+        """``(offset to read on from, data)`` until the stream is closed. Polls give what they got of a stream that is not
+        JSON as one; and of several records only the last with the offset after it, the others with the one before all."""
         at = offset
-        patterns = {"poll": self._poll, "long-poll": self._long_poll, "sse": self._sse, "push": self._push}
+        patterns: dict[str, Callable[[str, str], Iterator[tuple[str, bytes | None, bool]]]] = {
+            "poll": self._poll,
+            "long-poll": self._long_poll,
+            "sse": self._sse,
+            "push": partial(self._push, is_json=is_json),
+        }
         failing_since: float | None = None
+        reached = False
         while True:
             try:
                 given = patterns[via](stream, at)
                 for at, data, closed in given:
                     failing_since = None
+                    reached = True
                     if data is not None:
                         yield at, data
                     if closed:
                         return
                 if via == "poll":
                     time.sleep(interval_s)
-            except Unreachable as error:
+            except (Unreachable, HubError) as error:
+                if isinstance(error, HubError) and not error.fields.get("retry"):
+                    if reached and error.code == "stream-not-found":
+                        raise HubError(404, error.code, f"{stream} was deleted.", error.fields) from error
+                    raise
                 failing_since = failing_since or time.monotonic()
                 if time.monotonic() - failing_since > retry_s:
                     raise
@@ -182,11 +201,11 @@ class Client:
 
     def _poll(self, stream: str, at: str) -> Iterator[tuple[str, bytes | None, bool]]:
         answer = self.request("GET", f"{self.path(stream)}?offset={quote(at)}")
-        yield from _records(answer)
+        yield from _records(answer, at)
 
     def _long_poll(self, stream: str, at: str) -> Iterator[tuple[str, bytes | None, bool]]:
         answer = self.request("GET", f"{self.path(stream)}?offset={quote(at)}", {"Prefer": "wait=20"}, wait_s=20)
-        yield from _records(answer)
+        yield from _records(answer, at)
 
     def _sse(self, stream: str, at: str) -> Iterator[tuple[str, bytes | None, bool]]:
         connection = self._connect(self._timeout_s + 15)
@@ -197,6 +216,7 @@ class Client:
             response = connection.getresponse()
             if response.status != 200:
                 raise _error_of(response.status, response.read())
+            yield at, None, False
             encoded = response.headers.get("Stream-SSE-Data-Encoding") == "base64"
             for event, identity, data in _events(response):
                 if event == "closed":
@@ -211,11 +231,12 @@ class Client:
         finally:
             connection.close()
 
-    def _push(self, stream: str, at: str) -> Iterator[tuple[str, bytes | None, bool]]:
+    def _push(self, stream: str, at: str, *, is_json: bool) -> Iterator[tuple[str, bytes | None, bool]]:
         url = f"ws{self.url[4:]}/v1/stream/{quote(stream, safe='/')}?offset={quote(at)}"
         try:
             with connect(url, subprotocols=["wayside.v1"], max_size=None, proxy=None) as socket:  # type: ignore[list-item]
                 socket.send(f'{{"credit":{CREDIT}}}')
+                yield at, None, False
                 spent = 0
                 for text in socket:
                     message = msgspec.json.decode(text, type=_Envelope)
@@ -226,7 +247,7 @@ class Client:
                         raise HubError(404, "stream-not-found", f"{stream} was deleted.", {})
                     if message.resume is not None:
                         break
-                    yield message.offset, message.record(), False
+                    yield message.offset, message.record(is_json=is_json), False
                     spent += 1
                     if spent == CREDIT // 2:
                         socket.send(f'{{"credit":{spent}}}')
@@ -246,11 +267,11 @@ class _Envelope(msgspec.Struct):
     deleted: bool = False
     resume: str | None = None
 
-    def record(self) -> bytes:
+    def record(self, *, is_json: bool) -> bytes:
         raw = bytes(self.data)
         if self.encoding == "base64":
             return base64.b64decode(msgspec.json.decode(raw))
-        return raw
+        return raw if is_json else msgspec.json.decode(raw, type=str).encode()
 
 
 class Publisher:
@@ -293,13 +314,15 @@ class Publisher:
         return str(answer.headers["Stream-Next-Offset"])
 
 
-def _records(answer: Answer) -> Iterator[tuple[str, bytes | None, bool]]:
+def _records(answer: Answer, before: str) -> Iterator[tuple[str, bytes | None, bool]]:
     offset = str(answer.headers["Stream-Next-Offset"])
     closed = answer.headers.get("Stream-Closed") == "true"
-    records: Iterable[bytes] = [answer.body] if answer.body else []
+    records = [answer.body] if answer.body else []
     if media_type(answer.headers.get("Content-Type", "")) == JSON and answer.body:
         records = [bytes(raw) for raw in msgspec.json.decode(answer.body, type=list[msgspec.Raw])]
-    for record in records:
+    for record in records[:-1]:
+        yield before, record, False  # whoever stops here and reads on from there misses nothing
+    for record in records[-1:]:
         yield offset, record, False
     yield offset, None, closed
 

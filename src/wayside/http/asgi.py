@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from wayside.contracts import Reader, Sink
-from wayside.errors import Refusal, TooLarge
-from wayside.exchange import Request, parse_query
+from wayside.errors import BadRequest, Refusal, TooLarge
+from wayside.exchange import Request, parse_query, unquote_path
 from wayside.http.routes import CORS, Routes
-from wayside.http.wire import SECURITY, identity, problem, request_id
+from wayside.http.wire import SECURITY, identity, problem, request_id, spool_failed
 from wayside.limits import Limits
 from wayside.model import Spool
 
@@ -41,7 +41,11 @@ class AsgiApp:
             return
         await self._start()
         prefix = scope.get("root_path", "")
-        path = scope["path"]
+        path, unreadable = scope["path"], None
+        try:
+            path = unquote_path(scope.get("raw_path") or path.encode())  # the server's may be decoded with losses
+        except BadRequest as refusal:
+            unreadable = refusal
         if prefix and path.startswith(prefix):  # ASGI 2.3 and later include the mount point in the path
             path = path[len(prefix) :]
         request = _request_of(scope, path or "/")
@@ -53,6 +57,8 @@ class AsgiApp:
                 await receive()  # websocket.connect
             else:
                 exchange.body = await self._body(receive)
+            if unreadable is not None:
+                raise unreadable
             self._routes.resolve(request, prefix)(exchange)
         except _Disconnected:
             return
@@ -90,14 +96,17 @@ class AsgiApp:
                 raise TooLarge(
                     f"The body is over {limit} bytes. Send it in several appends.", fields={"limit_bytes": limit}
                 )
-            if spool is None and size > self._limits.body_memory_bytes_max:
-                spool = tempfile.TemporaryFile(dir=self._spool_directory)  # noqa: SIM115 - lives with the body
-                spool.write(b"".join(parts))
-                parts.clear()
-            if spool is not None:
-                spool.write(part)
-            elif part:
-                parts.append(part)
+            try:
+                if spool is None and size > self._limits.body_memory_bytes_max:
+                    spool = tempfile.TemporaryFile(dir=self._spool_directory)  # noqa: SIM115 - lives with the body
+                    spool.write(b"".join(parts))
+                    parts.clear()
+                if spool is not None:
+                    spool.write(part)
+                elif part:
+                    parts.append(part)
+            except OSError as error:
+                raise spool_failed(error) from error
             if not message.get("more_body"):
                 return Spool(spool, size) if spool is not None else b"".join(parts)
 
@@ -115,6 +124,7 @@ def _request_of(scope: Scope, path: str) -> Request:
     query = scope.get("query_string", b"").decode("latin-1")
     target = scope.get("raw_path", scope["path"].encode()).decode("latin-1")
     request = Request(scope.get("method", "GET"), target, path, parse_query(query), headers)
+    request.scheme = scope.get("scheme", "http")
     if scope["type"] == "websocket":
         headers["sec-websocket-protocol"] = ", ".join(scope.get("subprotocols", []))
     return request

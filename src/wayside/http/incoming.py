@@ -15,7 +15,7 @@ import httptools
 
 from wayside.errors import BadRequest, Refusal, TooLarge
 from wayside.exchange import Request
-from wayside.http.wire import ExpectationFailed, HeadTooLarge, request_of
+from wayside.http.wire import ExpectationFailed, HeadTooLarge, request_of, spool_failed
 from wayside.model import Spool
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class Incoming:
                 self._body.clear()
             self._spool.write(data)
         except OSError as error:
-            raise self._server.spool_failed(error) from error
+            raise spool_failed(error) from error
 
     def _too_large(self, size: int) -> TooLarge:
         limit = self._server.limits.body_bytes_max

@@ -93,7 +93,7 @@ class Routes:
         _one_offset(request)
         live = request.one("live")
         wait_s = long_polling.preferred_wait_s(headers.get("prefer"))
-        if headers.get("upgrade", "").lower() == "websocket":
+        if headers.get("upgrade", "").lower() == "websocket" and not request.version_10:
             return lambda exchange: push.read(exchange, log, log.find(path))
         if live == "long-poll":
             return lambda exchange: long_polling.read(exchange, log, log.find(path), None)

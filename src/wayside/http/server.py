@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
-import errno
 import socket
 import time
 from pathlib import Path
 
 import structlog
 
-from wayside.errors import Refusal, StoreFull
+from wayside.errors import Refusal
 from wayside.exchange import Request
 from wayside.guard import guarded
 from wayside.http.connection import Connection
@@ -115,12 +114,6 @@ class Server:
             listener.close()
         for connection in list(self.connections):
             connection.cut()
-
-    def spool_failed(self, error: OSError) -> Refusal:
-        """A body could not be spooled."""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return StoreFull("There is no room on the disk for the body.", headers={"Retry-After": "1"})
-        return Refusal(f"The body could not be kept: {error}.")
 
     def refusal_of(self, error: Exception) -> Refusal:
         """An error as a refusal; what was not foreseen is our fault, and is said without its inside."""

@@ -6,6 +6,7 @@ or LF, folded lines. What it leaves open is refused here (RFC 9112 sections 3.2,
 
 from __future__ import annotations
 
+import errno
 import http
 import re
 import secrets
@@ -13,7 +14,7 @@ from itertools import count
 
 import msgspec
 
-from wayside.errors import BadRequest, Refusal, Unsupported
+from wayside.errors import BadRequest, Overloaded, Refusal, StoreFull, Unsupported
 from wayside.exchange import Request, parse_query, quote_header, unquote_path
 
 STATUS = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) for s in http.HTTPStatus}
@@ -106,6 +107,14 @@ def request_id(request: Request | None) -> str:
     if 0 < len(given) <= 64 and given.isascii() and given.isprintable():
         return given
     return f"{_boot}-{next(_numbers)}"
+
+
+def spool_failed(error: OSError) -> Refusal:
+    """A body that is too large for memory could not be kept on disk."""
+    later = {"Retry-After": "1"}
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull("There is no room on the disk for the body.", headers=later)
+    return Overloaded(f"The body cannot be kept now: {error.strerror or type(error).__name__}.", headers=later)
 
 
 def problem(refusal: Refusal, identity: str) -> tuple[int, bytes, bytes]:

@@ -149,7 +149,8 @@ class Creation:
         elif self._directory.history is None:
             if "durability" in create.explicit and config.durability is not Durability.MEMORY:
                 raise BadRequest(
-                    f"This hub keeps nothing on disk: durability {config.durability.value} cannot be had.",
+                    f"This hub keeps nothing on disk: durability {config.durability.value} cannot be had. Leave it out, or "
+                    "start the hub with a data directory.",
                     code="durability-unavailable",
                 )
             config = replace(config, durability=Durability.MEMORY)

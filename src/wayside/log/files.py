@@ -67,16 +67,17 @@ def lock_directory(directory: Path) -> IO[str]:
     """Hold the directory for this process; raises :class:`StoreInUse` where another does."""
     path = directory / LOCK
     try:
+        directory.mkdir(parents=True, exist_ok=True)
         lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", errors="replace")
     except OSError as error:
-        raise StoreUnusable(f"{directory} cannot be used as a store: {error}. Choose another with --data.") from error
+        raise StoreUnusable(f"{directory} cannot be used as a store: {error}. Choose another directory.") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         holder = lock.readline().partition("pid ")[2].strip() or "unknown"
         lock.close()
         raise StoreInUse(
-            f"{directory} is in use by another process (pid {holder}). Stop it, or choose another directory with --data.",
+            f"{directory} is in use by another process (pid {holder}). Stop it, or choose another directory.",
             fields={"pid": holder},
         ) from error
     return lock

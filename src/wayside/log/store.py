@@ -97,7 +97,6 @@ class Store:
         self._garbage = True
         self.incomplete = False
         """Acknowledged records never came here: the next start has to treat ``async`` streams as after a crash."""
-        directory.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as opened:  # closes again what was opened before a refusal
             self._lock = opened.enter_context(lock_directory(directory))
             check_before(directory)

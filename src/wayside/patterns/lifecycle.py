@@ -194,5 +194,5 @@ def source_path(url_path: str, base: str) -> str:
 
 def _origin(request: Request) -> str:
     host = request.headers.get("host")
-    scheme = request.headers.get("x-forwarded-proto", "http").partition(",")[0].strip()
+    scheme = request.headers.get("x-forwarded-proto", request.scheme).partition(",")[0].strip()
     return f"{scheme if scheme in ('http', 'https') else 'http'}://{host}" if host else ""
