@@ -37,6 +37,8 @@ STARTING_KILLS = 0.1
 """The part of the kills that hits a hub while it starts."""
 FULL_CHECK = 25
 """Everything is read back from the start after so many kills; what is new after each."""
+START_SLICES = 120
+"""Seconds that a hub may take to start."""
 MEMORY_BYTES, PIECE_BYTES = 64 * 1024, 256 * 1024
 JSON_HEADERS = {"Content-Type": "application/json"}
 LOST = (OSError, http.client.HTTPException)
@@ -68,7 +70,8 @@ class Hub:
         began = time.perf_counter()
         process = self.spawn()
         assert process.stdout is not None
-        ready, _, _ = select.select([process.stdout], [], [], 60)
+        # Counted in slices: a machine that stands still for a minute has waited for one of them, and the hub for none.
+        ready = any(select.select([process.stdout], [], [], 1)[0] for _ in range(START_SLICES))
         line = process.stdout.readline().decode() if ready else ""
         if not line.startswith("listening on http://"):
             waited_s = time.perf_counter() - began
