@@ -211,7 +211,7 @@ static void publisher_read(conn *c) {
   }
 }
 
-// A follower that has asked and does not read. The kernel takes little for it.
+// A follower that has been answered and does not read. The kernel takes little for it.
 static int open_slow(void) {
   int fd = connect_to(port), small = 4096;
   struct timeval patience = {STALL_S, 0};
@@ -220,6 +220,10 @@ static int open_slow(void) {
   char r[700];
   int n = snprintf(r, sizeof r, "GET %s HTTP/1.1\r\nHost: l\r\nAccept: text/event-stream\r\n\r\n", sub_path);
   send_all(fd, r, n);
+  if (recv(fd, r, 1, MSG_PEEK) <= 0) {
+    fprintf(stderr, "a slow follower was not answered\n");
+    exit(1);
+  }
   return fd;
 }
 
