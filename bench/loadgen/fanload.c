@@ -213,12 +213,18 @@ static void publisher_read(conn *c) {
 
 // A follower that has been answered and does not read. The kernel takes little for it.
 static int open_slow(void) {
-  int fd = connect_to(port), small = 4096;
+  int fd = socket(AF_INET, SOCK_STREAM, 0), small = 4096;
   struct timeval patience = {STALL_S, 0};
-  setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+  struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(port)};
+  setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small); // before the window is agreed on
   setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  inet_pton(AF_INET, "127.0.0.1", &a.sin_addr);
   char r[700];
   int n = snprintf(r, sizeof r, "GET %s HTTP/1.1\r\nHost: l\r\nAccept: text/event-stream\r\n\r\n", sub_path);
+  if (fd < 0 || connect(fd, (void *)&a, sizeof a) < 0) {
+    perror("slow follower");
+    exit(1);
+  }
   send_all(fd, r, n);
   if (recv(fd, r, 1, MSG_PEEK) <= 0) {
     fprintf(stderr, "a slow follower was not answered\n");
@@ -230,8 +236,6 @@ static int open_slow(void) {
 // Reads until all messages have come, or none comes any more; returns how many did.
 static uint64_t drain_slow(int fd, uint64_t wanted) {
   uint64_t got = 0;
-  int large = 1 << 20;
-  setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &large, sizeof large);
   ssize_t n;
   while (got < wanted && (n = recv(fd, buf, sizeof buf, 0)) > 0)
     for (char *p = buf, *end = buf + n; (p = memchr(p, '~', end - p)); p++) got++;

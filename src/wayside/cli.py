@@ -226,7 +226,7 @@ def publish(
     for batch in _chain(first, source):
         good = batch
         if media_type(kind) == JSON:
-            batch = [record for record in batch if record.strip()]
+            batch = [record for record in batch if records or record.strip()]
             good = list(takewhile(_is_json, batch))
         for part in ([good] if good else []) if publisher.batches else [[record] for record in good]:
             offset = publisher.send(part)

@@ -335,6 +335,28 @@ async def test_nothing_is_accepted_behind_a_close_that_is_on_its_way(disk: Disk)
     assert await read_records(disk.log, "s") == [b"1"]
 
 
+async def test_a_refusal_does_not_wait_for_others_for_ever(disk: Disk) -> None:
+    """On a stream that always has something uncommitted a refusal is given after the commit that it waited for."""
+    await create(disk.log, "s")
+    await append(disk.log, "s", b"0", producer=("p", 2, 0))
+    gate = disk.gate()
+    gate.shut()
+    begin_append(disk.log, "s", b"1", producer=("q", 0, 0))
+    late = begin_append(disk.log, "s", b"2", producer=("p", 1, 0))
+    await turns()
+    others = []
+    for seq in range(1, 6):
+        others.append(begin_append(disk.log, "s", b"3", producer=("q", 0, seq)))
+        gate.let()
+        await turns()
+    assert late.given, "it was not answered while others went on"
+    with pytest.raises(Fenced):
+        await late.wait()
+    gate.open()
+    for other in others:
+        await other.wait()
+
+
 @pytest.mark.parametrize("what", ["close", "epoch", "seq"])
 async def test_nobody_is_refused_for_what_is_taken_back(disk: Disk, what: str) -> None:
     """An append that is refused for what another changed is refused only if that was committed: if it found no room, the

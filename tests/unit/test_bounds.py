@@ -102,6 +102,7 @@ async def test_streams_in_memory_are_bounded_together(small: EmbeddedLog) -> Non
     assert refused.value.code == "memory-full"
     with pytest.raises(StoreFull):
         await begin_create(small, "c", creation(BYTES)).wait()
+    await append(small, "b", close=True)
     await delete(small, "b")
     await append(small, "a", b"x")
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from tests.support import (
@@ -28,6 +32,7 @@ from tests.support import (
 from wayside.errors import Conflict, NotFound, StoreFailed, StoreFull, StoreInUse
 from wayside.limits import Limits
 from wayside.log.embedded import EmbeddedLog
+from wayside.log.files import read_mark
 from wayside.log.store import Store
 from wayside.model import Durability
 
@@ -96,6 +101,66 @@ async def test_an_append_that_found_no_room_leaves_no_trace(disk: Disk) -> None:
     await disk.crash()
     assert await read_records(disk.log, "s") == [b"0", b"1", b"2", b"4"]
     assert disk.log.statistics().uncommitted_bytes == 0
+
+
+async def test_a_memory_stream_does_not_take_the_place_of_one_whose_deletion_fails(disk: Disk) -> None:
+    """A stream in memory that is created while another's deletion is on its way waits for it: if that finds no room, the
+    other is there as it was, and the creation is refused."""
+    log = disk.log
+    await create(log, "s")
+    await append(log, "s", b"1")
+    gate = disk.gate()
+    gate.shut()
+    gate.full = 1
+    deleted: list[object] = []
+    log.delete("s", deleted.append)
+    created = begin_create(log, "s", creation(durability=Durability.MEMORY))
+    gate.open()
+    with pytest.raises(Conflict):
+        await created.wait()
+    assert isinstance(deleted[0], StoreFull)
+    assert await read_records(log, "s") == [b"1"]
+    await delete(log, "s")
+    created = begin_create(log, "s", creation(durability=Durability.MEMORY))
+    await created.wait()
+    await delete(log, "s")
+    await create(log, "s")
+
+
+async def test_a_mistake_after_a_commit_stops_no_other(disk: Disk) -> None:
+    """If what follows a commit fails by a mistake of ours, it is reported, and later appends are committed."""
+    log = disk.log
+    await create(log, "s")
+    reports: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reports.append(context["exception"]))
+
+    def fail(_stream: object) -> None:
+        raise ZeroDivisionError
+
+    commits: Any = log._commits
+    commits.on_shown = fail
+    for number in range(3):
+        await append(log, "s", b"%d" % number)
+    assert await read_records(log, "s") == [b"0", b"1", b"2"]
+    assert [type(report) for report in reports] == [ZeroDivisionError] * 3
+
+
+async def test_an_index_that_finds_no_room_costs_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the room for the log's index cannot be had, commits go on, open no files, and note how long the log is."""
+
+    def no_room(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "says the test")
+
+    monkeypatch.setattr(os, "posix_fallocate", no_room, raising=False)
+    disk = Disk(tmp_path)
+    await create(disk.log, "s")
+    await append(disk.log, "s", b"0")
+    before = len(psutil.Process().open_files())
+    for _ in range(50):
+        await append(disk.log, "s", b"0")
+    assert len(psutil.Process().open_files()) == before
+    assert read_mark(disk.directory)[2] > 0
+    await disk.close()
 
 
 async def test_what_was_accepted_on_top_fails_too(disk: Disk) -> None:

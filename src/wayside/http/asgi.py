@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from wayside.contracts import Reader, Sink
 from wayside.errors import BadRequest, Refusal, TooLarge
@@ -42,10 +43,12 @@ class AsgiApp:
         await self._start()
         prefix = scope.get("root_path", "")
         path, unreadable = scope["path"], None
-        try:
-            path = unquote_path(scope.get("raw_path") or path.encode())  # the server's may be decoded with losses
-        except BadRequest as refusal:
-            unreadable = refusal
+        raw = scope.get("raw_path")
+        if raw and unquote_to_bytes(raw).decode("utf-8", "replace") == path:  # else somebody has rewritten the path
+            try:
+                unquote_path(raw)  # two that are not UTF-8 could be one when the server has decoded them
+            except BadRequest as refusal:
+                unreadable = refusal
         if prefix and path.startswith(prefix):  # ASGI 2.3 and later include the mount point in the path
             path = path[len(prefix) :]
         request = _request_of(scope, path or "/")

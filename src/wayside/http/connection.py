@@ -8,6 +8,7 @@ is full and when it has drained.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import Callable
@@ -139,6 +140,12 @@ class Connection(asyncio.Protocol):
             self._ending = True  # a client that half-closes still gets its answer
             return True
         self._server.flush()
+        if self.reader is not None:
+            self.reader.stop()
+            self.reader = None
+        self._ending = True
+        if self.transport is not None:
+            self._shut(self.transport)
         return False
 
     def pause_writing(self) -> None:
@@ -426,7 +433,8 @@ class Connection(asyncio.Protocol):
         """End now, whatever is unsent."""
         if self.transport is not None:
             if self._ends_with_connection and self._direct is not None:
-                self._direct.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                with contextlib.suppress(OSError):  # it is reset already
+                    self._direct.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
 
     def close(self) -> None:

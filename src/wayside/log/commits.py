@@ -91,7 +91,7 @@ class Commits:
         self._take_lazy()
         self._flush()
         while self._flight is not None or self._dirty or self._instant or self._lazy:
-            if self._flight is None and self._lazy and (self._full or self.failed):
+            if self._flight is None and not self._dirty and self._lazy and (self._full or self.failed):
                 if self._store is not None:
                     self._store.incomplete = True
                 break
@@ -292,12 +292,12 @@ class Commits:
                 stream.sealed = sealed
         if self.on_commit is not None:
             self.on_commit(seconds, flight.appends)
+        # Who is answered now has more to append, often: it is read in this turn of the loop, and shares the next commit
+        # with what waits. The next turn ends that.
         self._gathering = True
-        self._land(flight)
-        # Who was just answered has more to append, often: it is read in this turn of the loop, and shares the next
-        # commit with what waits. The next turn ends that.
         loop = asyncio.get_running_loop()
         loop.call_soon(loop.call_soon, self._gathered)
+        self._land(flight)
 
     def _gathered(self) -> None:
         self._gathering = False
@@ -335,7 +335,10 @@ class Commits:
             stream = pending.stream
             if stream.cohorts or stream.waiters:
                 guarded(stream.publish)
-            on_shown(stream)
+            try:
+                on_shown(stream)
+            except Exception as error:
+                report(error, on_shown)
 
     def _fail(self, flight: Flight, refusal: Refusal) -> None:
         """A commit failed: take back its appends and all that were accepted on top of them, and say so."""

@@ -107,6 +107,11 @@ class Creation:
                 code="too-many-streams",
             )
         stream = self._new(path, create, at)
+        if stream.memory and path in directory.leaving:
+            # It would not share the commit of that deletion, and so not its failure.
+            again = partial(self.create, path, create, done)
+            commits.then(again, lambda _refusal: again())
+            return
         commits.require_working(stream.config.durability)
         records = stream.split(create.body, empty_array=True)
         directory.enter(stream)

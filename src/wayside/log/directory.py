@@ -28,6 +28,8 @@ class Directory:
         self.limits = limits
         self.streams: dict[str, Stream] = {}
         self.by_sid: dict[int, Stream] = {}
+        self.leaving: dict[str, Stream] = {}
+        """Those whose deletion is on its way to the disk, and may yet be taken back."""
         self.recent: OrderedDict[Stream, None] = OrderedDict()
         """Those that the store has too, about least recently appended to first."""
         self.deadlines: list[tuple[int, int, Stream]] = []

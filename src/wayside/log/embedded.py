@@ -178,19 +178,23 @@ class EmbeddedLog:
         known = self._directory.streams.get(path)
         if known is not None and self._commits.take(known, append, done):
             return
+        self._append(path, append, done)
+
+    def _append(self, path: str, append: Append, done: Done, *, settled: bool = False) -> None:
         stream = self.find(path)
         try:
             answer = check(stream, append)
         except Refusal:
-            if not (stream.unsettled and stream.fsync):
+            if settled or not (stream.unsettled and stream.fsync):
                 raise
-            again = partial(self._append_again, path, append, done)  # what it is refused for may yet be taken back
-            self._commits.then(again, again)
+            # What it is refused for may yet be taken back: then it is looked at anew. If not, it has waited once.
+            again = partial(self._append_again, path, append, done)
+            self._commits.then(partial(again, settled=True), lambda _refusal: again())
             return
         if answer is not None:
             self._commits.answer(stream, done, lambda: answer)
             return
-        self._commits.require_working(stream.config.durability)
+        self._commits.require_working(stream.config.durability, adding=bool(append.body or append.records))
         records = stream.split(append.body) if append.records is None else [*append.records]
         if not records and not append.close:
             raise BadRequest(
@@ -199,9 +203,9 @@ class EmbeddedLog:
             )
         self._commits.append(stream, append, records, done)
 
-    def _append_again(self, path: str, append: Append, done: Done, _refusal: object = None) -> None:
+    def _append_again(self, path: str, append: Append, done: Done, *, settled: bool = False) -> None:
         try:
-            self.append(path, append, done)
+            self._append(path, append, done, settled=settled)
         except Exception as error:
             done(error)
 
@@ -228,6 +232,8 @@ class EmbeddedLog:
         if stream.config.durability is Durability.MEMORY:
             self._removed(stream, soft)
         else:
+            if not soft:
+                self._directory.leaving[stream.path] = stream
             self._commits.operate(DeleteStream(stream.sid, soft), partial(self._unremove, stream, soft, was_gone))
             self._commits.then(partial(self._removed, stream, soft))
         source = stream.source
@@ -236,6 +242,7 @@ class EmbeddedLog:
 
     def _removed(self, stream: Stream, soft: bool) -> None:
         if not soft:
+            self._directory.leaving.pop(stream.path, None)
             self._directory.let_go(stream)
         stream.retire()
 
@@ -245,6 +252,7 @@ class EmbeddedLog:
         if not was_gone:
             self._directory.count += 1
         if not soft:
+            self._directory.leaving.pop(stream.path, None)
             self._directory.streams.setdefault(stream.path, stream)
             if stream.source is not None:
                 stream.source.forks += 1

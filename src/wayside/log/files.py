@@ -123,9 +123,10 @@ class WalMark:
         os.fsync(self._lock)
 
     def _write(self, frames: int) -> None:
-        if self._mark is None:
+        if not self._files:
             self._files.append(os.open(f"{self._path}-wal", os.O_RDONLY))
             self._reserve_index()
+        if self._mark is None:
             missing = _WAL_MARK_AT + _WAL_MARK_BYTES - os.fstat(self._lock).st_size
             if missing > 0:
                 os.pwrite(self._lock, b"\n" * missing, _WAL_MARK_AT + _WAL_MARK_BYTES - missing)

@@ -223,22 +223,24 @@ class Store:
             raise StoreFailed(self.failed)
         result = Committed()
         fresh: dict[int, list[Entry]] = {}
+        fill: dict[int, int] = {}
         size = 0
+        short = self.epochs_short
         try:
             c = self._writer
-            if unit.operations or self.epochs_short or self._journal_bytes > JOURNAL_BYTES_MAX:
+            if unit.operations or short or self._journal_bytes > JOURNAL_BYTES_MAX:
                 self._begin()
             for operation in unit.operations:
                 apply(self._writer, operation)
             for put in unit.puts:
-                self._put(put, fresh, result)
+                self._put(put, fresh, fill, result)
             if fresh:  # for most commits this statement is all of the transaction
                 blob = encode_entries([entry for entries in fresh.values() for entry in entries])
                 size = len(blob)
                 c.execute("INSERT INTO journal VALUES(?, ?, ?)", (self._journal_next, blob, zlib.crc32(blob)))
             dropped = self._make_room(result, sum(put.size for put in unit.puts))
             limit = self._epoch_limit
-            if self.epochs_short:
+            if short:
                 limit = self.epoch_next + EPOCH_BLOCK
                 c.execute("UPDATE meta SET value=? WHERE key='epoch_next'", (limit,))
             if c.in_transaction:
@@ -253,8 +255,9 @@ class Store:
         if not self._writer.in_transaction:
             self._writer.execute("BEGIN IMMEDIATE")
 
-    def _put(self, put: Put, fresh: dict[int, list[Entry]], result: Committed) -> None:
-        """Into the journal row of this commit; or, when that fills a chunk, all that the stream has into a chunk row."""
+    def _put(self, put: Put, fresh: dict[int, list[Entry]], fill: dict[int, int], result: Committed) -> None:
+        """Into the journal row of this commit; or, when that fills a chunk, all that the stream has into a chunk row.
+        ``fill`` is the bytes that each stream has in ``fresh``."""
         sid = put.sid
         waiting = None if sid in result.sealed else self._unsealed.get(sid)
         new = fresh.get(sid)
@@ -262,14 +265,15 @@ class Store:
         if waiting is not None:
             size += waiting.size
         if new is not None:
-            size += sum([len(entry.data) for entry in new])
+            size += fill[sid]
         if put.records and size < put.chunk_bytes:
             data = put.separator.join(put.records)
             entry = Entry(sid, put.position, put.time_ms, pack_sizes(put.records), data, put.state)
             if new is None:
-                fresh[sid] = [entry]
+                fresh[sid], fill[sid] = [entry], len(data)
             else:
                 new.append(entry)
+                fill[sid] += len(data)
             return
         held = Unsealed(0, put.separator)
         held.entries = [*(waiting.entries if waiting else ()), *(new or ())]
