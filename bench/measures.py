@@ -73,13 +73,13 @@ def fan_out_durable(bench: Bench) -> list[Row]:
 
 
 def slow_follower(bench: Bench) -> list[Row]:
-    """SSE to 1,000 followers, one message of 32 KiB at a time, without and with 20 more that never read: the p99 of
+    """SSE to 1,000 followers, one message of 8 KiB at a time, without and with 20 more that never read: the p99 of
     the others' latency, and what the hub holds for each that never reads. Those read in the end, and get it all.
     """
     name, scale = "slow-follower", bench.scale
     alone, beside = "Wayside, all read", f"Wayside, {scale.followers_slow} never read"
-    message_bytes = 32 << 10
-    messages = int(100 * scale.seconds)  # 300 are 9.4 MiB; the kernel holds up to 4 MiB for a connection (tcp_wmem)
+    message_bytes = 8 << 10
+    messages = int(500 * scale.seconds)  # 1,500 are 11.7 MiB; the kernel holds up to 4 MiB for a connection (tcp_wmem)
 
     def take(slow: int) -> Result:
         with Hub(bench.fresh(Hub.name), memory=True) as hub:

@@ -21,7 +21,7 @@ from wayside.errors import Refusal
 from wayside.hub import Hub, package_version
 from wayside.log.check import check as check_store
 from wayside.model import JSON, Durability, Offset, media_type
-from wayside.serving import configure_logs, raise_file_limit
+from wayside.serving import configure_logs, keep_memory, raise_file_limit
 from wayside.serving import serve as serve_hub
 from wayside.settings import is_loopback, limit_options, limits_of, read_config
 
@@ -141,6 +141,7 @@ def serve(
         )
     configure_logs(log_level, log_format)
     raise_file_limit(limits.connections_max + 256)
+    keep_memory()
     try:
         hub = Hub("memory:" if memory else f"file:{data}", limits=limits)
     except Refusal as refusal:

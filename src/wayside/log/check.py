@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import quote
-from zlib import crc32
 
 import apsw
 import msgspec
+from zlib_ng.zlib_ng import crc32
 
 from wayside.errors import DamagedStore, StoreInUse, StoreUnusable
 from wayside.log.files import (

@@ -15,13 +15,13 @@ import os
 import re
 import struct
 import sys
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
 import apsw
 import apsw.sqlite_extra
+from zlib_ng.zlib_ng import crc32
 
 from wayside.errors import DamagedStore, Refusal, StoreFull, StoreInUse, StoreUnusable
 
@@ -134,7 +134,7 @@ class WalMark:
         if not self._salt:
             self._salt = os.pread(self._files[0], 4, 16).hex().encode()
         text = b"wal %b %010d" % (self._salt.rjust(8, b"0"), frames)
-        self._mark[_WAL_MARK_AT:] = b"%b %08x\n" % (text, zlib.crc32(text))
+        self._mark[_WAL_MARK_AT:] = b"%b %08x\n" % (text, crc32(text))
 
     def _reserve_index(self) -> None:
         """SQLite makes the index of the log (``-shm``) longer when it has written a transaction already; on a disk that is
@@ -163,7 +163,7 @@ def read_mark(directory: Path) -> tuple[bool, int, int]:
         return False, 0, 0
     made = data.startswith(_MARK.encode())
     found = _WAL_MARK.match(data, _WAL_MARK_AT)
-    if found is None or zlib.crc32(found[1]) != int(found[4], 16):
+    if found is None or crc32(found[1]) != int(found[4], 16):
         return made, 0, 0
     return made, int(found[2], 16), int(found[3])
 

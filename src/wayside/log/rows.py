@@ -8,13 +8,13 @@ records joined by the stream's separator.
 from __future__ import annotations
 
 import sys
-import zlib
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from zlib_ng.zlib_ng import crc32
 
 from wayside.model import Batch, Spool, StreamConfig
 
@@ -185,7 +185,7 @@ def unpack(
 
 def chunk_crc(sizes: bytes, data: bytes) -> int:
     """Checksum of a chunk row."""
-    return zlib.crc32(data, zlib.crc32(sizes))
+    return crc32(data, crc32(sizes))
 
 
 def encode_config(config: StreamConfig) -> bytes:

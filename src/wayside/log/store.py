@@ -13,12 +13,12 @@ This module knows nothing of event loops, HTTP or followers. Errors of SQLite le
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
 
 import apsw
+from zlib_ng.zlib_ng import crc32
 
 from wayside.errors import DamagedStore, Refusal, StoreFailed, StoreFull, StoreUnusable
 from wayside.log.files import (
@@ -173,7 +173,7 @@ class Store:
         separators: dict[int, bytes | None] = {}
         batches: dict[int, list[Batch]] = {}
         for number, blob, crc in self._writer.execute("SELECT id, entries, crc FROM journal ORDER BY id"):
-            if zlib.crc32(blob) != crc:
+            if crc32(blob) != crc:
                 raise damaged(self.path, f"the checksum of journal row {number} does not verify")
             self._journal[number] = len(blob)
             self._journal_bytes += len(blob)
@@ -237,7 +237,7 @@ class Store:
             if fresh:  # for most commits this statement is all of the transaction
                 blob = encode_entries([entry for entries in fresh.values() for entry in entries])
                 size = len(blob)
-                c.execute("INSERT INTO journal VALUES(?, ?, ?)", (self._journal_next, blob, zlib.crc32(blob)))
+                c.execute("INSERT INTO journal VALUES(?, ?, ?)", (self._journal_next, blob, crc32(blob)))
             dropped = self._make_room(result, sum(put.size for put in unit.puts))
             limit = self._epoch_limit
             if short:
