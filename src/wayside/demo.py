@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+from typing import Literal
 
 import psutil
 import structlog
@@ -31,13 +32,15 @@ def figures() -> dict[str, object]:
 
 async def run(hub: Hub) -> None:
     """Publish until cancelled."""
-    await hub.create(STREAM, durability="async", retention_bytes=RETENTION_BYTES)
+    durability: Literal["async", "memory"] = "async" if hub.directory else "memory"
     psutil.cpu_percent()
     while True:
-        await asyncio.sleep(1)
         try:
+            await hub.create(STREAM, durability=durability, retention_bytes=RETENTION_BYTES)
+            await asyncio.sleep(1)
             await hub.publish(STREAM, figures())
         except Refusal as refusal:
             _log.warning("the demo could not publish", detail=refusal.detail)
             if not refusal.retry:
                 return
+            await asyncio.sleep(1)
