@@ -1,5 +1,5 @@
 """The hub as an ASGI 3 application: the same routes and patterns under uvicorn, hypercorn or granian, mounted in
-FastAPI, Starlette, Litestar or Django. Slower than the hub's own server, and otherwise the same."""
+FastAPI or Starlette, or beside Django. Slower than the hub's own server, and otherwise the same."""
 
 from __future__ import annotations
 
