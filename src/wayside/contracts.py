@@ -147,6 +147,10 @@ class StreamView(Protocol):
     deleted: bool
     version: object
     """Replaced whenever anything a reader could see has changed."""
+    readers: int
+    """Followers that it has now."""
+    on_unread: Callable[[], None] | None
+    """Called each time that the last of them has gone."""
 
     def offset(self, position: int) -> Offset: ...
 
@@ -199,8 +203,8 @@ class Log(Protocol):
         """Count records given by a pattern that follows nothing."""
         ...
 
-    def list(self, prefix: str, after: str, limit: int) -> list[StreamInfo]:
-        """Streams whose path begins with ``prefix``, by path, after ``after``."""
+    def list(self, prefix: str, after: str, limit: int, *, open_only: bool = False) -> list[StreamInfo]:
+        """Streams whose path begins with ``prefix``, by path, after ``after``; ``open_only`` leaves out closed ones."""
         ...
 
 

@@ -6,7 +6,7 @@ import enum
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import msgspec
 
@@ -26,15 +26,19 @@ __all__ = [
     "Spool",
     "StreamConfig",
     "StreamInfo",
+    "is_reserved",
     "media_type",
     "require_config",
     "require_path",
+    "require_public",
     "require_size",
     "runs",
     "split_records",
 ]
 
 JSON = "application/json"
+RESERVED = frozenset({"__ds", "__call", "__callback", "__service", "__upload"})
+"""First segments of the paths that a hub keeps for itself."""
 BATCH_COST, RECORD_COST = 300, 60
 """Bytes of memory that a batch, and each record, take beside the records' own bytes (CPython 3.11, 64 bits)."""
 
@@ -252,6 +256,16 @@ class Create:
     source: str | None = None
     fork_offset: Offset | str | None = None
     fork_sub_offset: int = 0
+    records: Sequence[bytes] | None = None
+    """The body already cut into records, where the caller has them; then ``body`` is not looked at."""
+    fresh: bool = False
+    """The caller has made the path up: it is one, and there is nothing at it."""
+
+
+class Informed(Protocol):
+    """A stream that says what it is."""
+
+    def info(self) -> StreamInfo: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +273,11 @@ class Created:
     """What became of a creation. ``new`` is false where the stream existed with this very configuration."""
 
     new: bool
-    info: StreamInfo
+    stream: Informed
+
+    @property
+    def info(self) -> StreamInfo:
+        return self.stream.info()
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,9 +309,19 @@ def require_path(path: str, bytes_max: int) -> None:
     size = len(path.encode())
     if size > bytes_max:
         raise BadRequest(f"The stream's path has {size} bytes; at most {bytes_max} are allowed.", code="path-invalid")
-    if segments[0] == "__ds":
+
+
+def is_reserved(path: str) -> bool:
+    """Whether it is one that a hub keeps for itself."""
+    return path.startswith("__") and path.partition("/")[0] in RESERVED
+
+
+def require_public(path: str) -> None:
+    """Raise :class:`NotFound` for the paths that a hub keeps for itself."""
+    if is_reserved(path):
         raise NotFound(
-            "Paths under __ds/ are reserved for the protocol's subscriptions, which this version does not have.",
+            f"Paths under {path.partition('/')[0]}/ are the hub's own. Calls are read at /v1/call/ID, uploads at "
+            "/v1/upload/ID; the protocol's subscriptions (__ds/) are not in this version.",
             code="reserved",
         )
 

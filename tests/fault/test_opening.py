@@ -46,7 +46,7 @@ async def test_a_killed_holder_gives_the_directory_back(tmp_path: Path) -> None:
         async with asyncio.timeout(30):
             for _ in range(20):
                 await holder.stdout.readline()
-            for attempt in (lambda: Hub(f"file:{tmp_path}"), lambda: check(tmp_path)):
+            for attempt in (lambda: Hub(f"file:{tmp_path}").log, lambda: check(tmp_path)):
                 with pytest.raises(StoreInUse) as refused:
                     attempt()
                 assert refused.value.fields["pid"] == str(holder.pid)
@@ -81,7 +81,7 @@ def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """A SQLite that can corrupt a write-ahead log does not get to open one; the text says what to install."""
     monkeypatch.setattr(apsw, "sqlite_lib_version", lambda: version)
     with pytest.raises(StoreUnusable) as refused:
-        Hub(f"file:{tmp_path}")
+        Hub(f"file:{tmp_path}").log
     assert version in refused.value.detail
     assert "pip install" in refused.value.detail
     assert not (tmp_path / DATABASE).exists()

@@ -12,9 +12,9 @@ from wayside.contracts import Clock, Done
 from wayside.errors import BadRequest, Conflict, Gone, TooMany
 from wayside.log.commits import Commits
 from wayside.log.directory import Directory, no_such_stream
-from wayside.log.rows import CreateStream, State, StreamRow
+from wayside.log.rows import CreateStream, StreamRow
 from wayside.log.stream import Stream
-from wayside.model import Append, Create, Created, Durability, Offset, StreamConfig, media_type
+from wayside.model import Append, Create, Created, Durability, Offset, Spool, StreamConfig, media_type
 
 
 class Creation:
@@ -43,7 +43,7 @@ class Creation:
             task.add_done_callback(self._tasks.discard)
             return
         try:
-            if not self._existing(path, create, done):
+            if create.fresh or not self._existing(path, create, done):
                 self._create(path, create, None, b"", done)
         except Exception as error:
             done(error)
@@ -96,7 +96,7 @@ class Creation:
                 code="stream-exists",
                 fields={"difference": difference},
             )
-        self._commits.answer(existing, done, lambda: Created(False, existing.info()))
+        self._commits.answer(existing, done, lambda: Created(False, existing))
         return True
 
     def _create(self, path: str, create: Create, at: int | None, prefix: bytes, done: Done) -> None:
@@ -106,14 +106,17 @@ class Creation:
                 f"There are {directory.count} streams, as many as the hub may have (--streams-max). Delete some.",
                 code="too-many-streams",
             )
-        stream = self._new(path, create, at)
+        row, source = self._new(path, create, at)
+        stream = directory.new(row, source)
         if stream.memory and path in directory.leaving:
             # It would not share the commit of that deletion, and so not its failure.
             again = partial(self.create, path, create, done)
             commits.then(again, lambda _refusal: again())
             return
         commits.require_working(stream.config.durability)
-        records = stream.split(create.body, empty_array=True)
+        records: list[bytes] | Spool = (
+            stream.split(create.body, empty_array=True) if create.records is None else [*create.records]
+        )
         directory.enter(stream)
         directory.count += 1
         if stream.source is not None:
@@ -121,16 +124,20 @@ class Creation:
         durable = stream.config.durability is not Durability.MEMORY
         if durable:
             stream.live = False
-            commits.operate(CreateStream(_row(stream)), partial(self._forget, stream))
-            commits.then(partial(setattr, stream, "live", True))
+            commits.operate(CreateStream(row), partial(self._forget, stream))
         if prefix:
             commits.append(stream, Append(b""), [prefix], None)
         if records or create.closed:
             commits.append(stream, Append(b"", close=create.closed), records, None)
         if durable:
-            commits.then(lambda: done(Created(True, stream.info())), done)
+            commits.then(partial(self._made, stream, done), done)
         else:
-            commits.answer(stream, done, lambda: Created(True, stream.info()))
+            commits.answer(stream, done, lambda: Created(True, stream))
+
+    @staticmethod
+    def _made(stream: Stream, done: Done) -> None:
+        stream.live = True
+        done(Created(True, stream))
 
     def _forget(self, stream: Stream) -> None:
         """Take back a creation whose commit failed."""
@@ -140,7 +147,7 @@ class Creation:
         self._directory.let_go(stream)
         stream.retire()
 
-    def _new(self, path: str, create: Create, at: int | None) -> Stream:
+    def _new(self, path: str, create: Create, at: int | None) -> tuple[StreamRow, Stream | None]:
         config = create.config
         source = None
         if create.source is not None:
@@ -171,7 +178,7 @@ class Creation:
             row.expires_ms = self._clock.wall_ms() + config.ttl_s * 1000
         elif config.expires_at_ms is not None:
             row.expires_ms = config.expires_at_ms
-        return self._directory.new(row, source)
+        return row, source
 
     def _fork_point(self, create: Create) -> tuple[Stream, int]:
         assert create.source is not None
@@ -235,18 +242,3 @@ def _forked_config(create: Create, have: StreamConfig) -> StreamConfig:
     if create.explicit & {"ttl_s", "expires_at"}:
         changes |= {name: getattr(create.config, name) for name in ("ttl_s", "expires_at_ms", "expires_at")}
     return replace(have, **changes)
-
-
-def _row(stream: Stream) -> StreamRow:
-    return StreamRow(
-        stream.sid,
-        stream.path,
-        stream.config,
-        stream.lineage,
-        stream.start,
-        stream.tail,
-        state=State(),
-        expires_ms=stream.deadline_ms,
-        source=stream.source.sid if stream.source else None,
-        fork=stream.fork,
-    )

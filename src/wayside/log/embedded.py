@@ -140,17 +140,17 @@ class EmbeddedLog:
             self._readers, read, stream.sid, position, bytes_max, records_max, stream.separator
         )
 
-    def list(self, prefix: str, after: str, limit: int) -> list[StreamInfo]:
-        """Streams whose path begins with ``prefix``, after ``after``, by path."""
+    def list(self, prefix: str, after: str, limit: int, *, open_only: bool = False) -> list[StreamInfo]:
+        """Streams whose path begins with ``prefix``, after ``after``, by path; ``open_only`` leaves out closed ones."""
         directory = self._directory
         infos: list[StreamInfo] = []
         while True:
-            page = directory.history.paths(prefix, after, limit) if directory.history else []
+            page = directory.history.paths(prefix, after, limit, open_only=open_only) if directory.history else []
             last = page[-1] if len(page) == limit else None  # there may be more behind it
             loaded = [p for p in directory.streams if after < p and p.startswith(prefix) and (not last or p <= last)]
             for path in sorted({*page, *loaded}):
                 stream = self._lookup(path)
-                if stream is not None and stream.live and not stream.gone:
+                if stream is not None and stream.live and not stream.gone and not (open_only and stream.closed):
                     infos.append(stream.info())
                     if len(infos) == limit:
                         return infos
@@ -163,8 +163,9 @@ class EmbeddedLog:
     def create(self, path: str, create: Create, done: Done) -> None:
         """Make a stream; ``done`` gets ``Created`` after the commit, or an exception. Raises at once what can be known
         now."""
-        require_path(path, self.limits.path_bytes_max)
-        require_config(create.config)
+        if not create.fresh:
+            require_path(path, self.limits.path_bytes_max)
+            require_config(create.config)
         self._creation.create(path, create, done)
 
     def _take_epoch(self) -> int:

@@ -142,10 +142,12 @@ class History:
         """Streams that are not deleted."""
         return int(self._values("SELECT count(*) FROM stream WHERE gone=0")[0])
 
-    def paths(self, prefix: str, after: str, limit: int) -> list[str]:
-        """Paths that begin with ``prefix``, after ``after``, in order."""
+    def paths(self, prefix: str, after: str, limit: int, *, open_only: bool = False) -> list[str]:
+        """Paths that begin with ``prefix``, after ``after``, in order. ``open_only`` leaves out streams that are closed;
+        not those of which only the journal knows it."""
+        closed = " AND closed=0" if open_only else ""
         return self._values(
-            "SELECT path FROM stream WHERE path > ? AND path >= ? AND path < ? AND gone=0 ORDER BY path LIMIT ?",
+            f"SELECT path FROM stream WHERE path > ? AND path >= ? AND path < ? AND gone=0{closed} ORDER BY path LIMIT ?",
             after,
             prefix,
             prefix + "\U0010ffff",

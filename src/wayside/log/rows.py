@@ -7,6 +7,7 @@ records joined by the stream's separator.
 
 from __future__ import annotations
 
+import functools
 import sys
 from array import array
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ CHUNK_BYTES = 256 * 1024
 """A chunk row. Large enough that reading runs at the speed of memory, small enough to be one step of a follower."""
 
 
-class State(msgspec.Struct, array_like=True, omit_defaults=False):
+class State(msgspec.Struct, array_like=True, omit_defaults=False, gc=False):
     """What appends change in a stream beside its records; the newest wins."""
 
     closed: bool = False
@@ -41,7 +42,7 @@ class State(msgspec.Struct, array_like=True, omit_defaults=False):
         )
 
 
-class Entry(msgspec.Struct, array_like=True):
+class Entry(msgspec.Struct, array_like=True, gc=False):
     """The records of one commit in one stream, as a journal row holds them."""
 
     sid: int
@@ -56,7 +57,7 @@ class Entry(msgspec.Struct, array_like=True):
         return len(self.sizes) // 4
 
 
-class Put(msgspec.Struct):
+class Put(msgspec.Struct, gc=False):
     """An append on its way to the disk: ``records``, or ``pieces`` of a spool."""
 
     sid: int
@@ -188,6 +189,7 @@ def chunk_crc(sizes: bytes, data: bytes) -> int:
     return crc32(data, crc32(sizes))
 
 
+@functools.lru_cache(64)
 def encode_config(config: StreamConfig) -> bytes:
     return msgspec.json.encode(config)
 

@@ -90,6 +90,7 @@ class Stream:
         self.cohorts: dict[tuple[object, str], Cohort] = {}
         self.waiters: set[Callable[[], None]] = set()
         self.readers = 0
+        self.on_unread: Callable[[], None] | None = None
         self.version: object = object()
         self._later = later
         self.entered = False
@@ -122,6 +123,7 @@ class Stream:
         "live",
         "memory",
         "next",
+        "on_unread",
         "open",
         "path",
         "producers",

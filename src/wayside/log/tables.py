@@ -54,7 +54,7 @@ def apply(c: apsw.Connection, operation: Operation) -> None:
                     row.sid,
                     row.path,
                     encode_config(row.config),
-                    json.dumps(row.lineage),
+                    _lineage(row.lineage),
                     row.start,
                     row.tail,
                     0,
@@ -79,6 +79,11 @@ def apply(c: apsw.Connection, operation: Operation) -> None:
             c.execute("INSERT OR IGNORE INTO garbage VALUES(?, ?)", (sid, start))
         case TouchStream(sid, expires_ms):
             c.execute("UPDATE stream SET expires_ms=? WHERE sid=?", (expires_ms, sid))
+
+
+def _lineage(lineage: list[tuple[int, int]]) -> str:
+    """As JSON; that of a stream which is new has one entry."""
+    return "[[{}, {}]]".format(*lineage[0]) if len(lineage) == 1 else json.dumps(lineage)
 
 
 def write_chunk(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from wayside.contracts import Encoding, Sink
 from wayside.errors import Overloaded, Refusal
+from wayside.guard import guarded
 from wayside.model import Batch
 
 if TYPE_CHECKING:
@@ -383,6 +384,8 @@ class Follower:
         self.tally.behind.discard(self)
         self.tally.followers[self.pattern] -= 1
         self.stream.readers -= 1
+        if not self.stream.readers and self.stream.on_unread is not None:
+            guarded(self.stream.on_unread)
 
     def _fail(self, error: Exception) -> None:
         self.stop()

@@ -10,7 +10,17 @@ import msgspec
 from wayside.contracts import Log, StreamView
 from wayside.errors import BadRequest
 from wayside.exchange import Exchange, Request, quote_header, unquote_path
-from wayside.model import Create, Created, Durability, Offset, Spool, StreamConfig, StreamInfo
+from wayside.model import (
+    Create,
+    Created,
+    Durability,
+    Offset,
+    Spool,
+    StreamConfig,
+    StreamInfo,
+    is_reserved,
+    require_public,
+)
 
 LIST_MAX = 1000
 
@@ -56,7 +66,7 @@ def list_streams(exchange: Exchange, log: Log) -> None:
     limit = request.one("limit") or "100"
     if not (limit.isascii() and limit.isdecimal() and len(limit) < 9) or not 1 <= int(limit) <= LIST_MAX:
         raise BadRequest(f"limit must be from 1 to {LIST_MAX}.", code="parameter-invalid")
-    infos = log.list(request.one("prefix") or "", request.one("after") or "", int(limit))
+    infos = _public(log, request.one("prefix") or "", request.one("after") or "", int(limit))
     body = msgspec.json.encode(
         {
             "streams": [as_json(info) for info in infos],
@@ -64,6 +74,19 @@ def list_streams(exchange: Exchange, log: Log) -> None:
         }
     )
     exchange.respond(200, b"Content-Type: application/json\r\nCache-Control: no-store\r\n", body)
+
+
+def _public(log: Log, prefix: str, after: str, limit: int) -> list[StreamInfo]:
+    """A page of the list, without the streams that the hub keeps for itself."""
+    found: list[StreamInfo] = []
+    while True:
+        page = log.list(prefix, after, limit - len(found))
+        own = next((info.path.partition("/")[0] for info in page if is_reserved(info.path)), None)
+        found += [info for info in page if not is_reserved(info.path)]
+        if own is None or len(found) >= limit:
+            return found[:limit]
+        after = f"{own}/\U0010ffff"  # what is behind all of those
+        found = [info for info in found if info.path <= after]
 
 
 def as_json(info: StreamInfo) -> dict[str, object]:
@@ -141,6 +164,7 @@ def create_of(request: Request, body: bytes | Spool, base: str) -> Create:
     sub = 0
     if source is not None:
         source = source_path(source, base)
+        require_public(source)
         if (text := headers.get("stream-fork-offset")) is not None:
             offset = text if text in ("-1", "now") else Offset.parse(text)
         if (text := headers.get("stream-fork-sub-offset")) is not None:
