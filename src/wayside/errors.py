@@ -14,11 +14,17 @@ from typing import ClassVar
 
 __all__ = [
     "BadRequest",
+    "CallCancelled",
+    "CallFailed",
+    "CallTimedOut",
     "Conflict",
     "DamagedStore",
     "Fenced",
     "Gone",
+    "IdempotencyMismatch",
+    "InvalidInput",
     "MethodNotAllowed",
+    "NotAcceptable",
     "NotFound",
     "Overloaded",
     "Refusal",
@@ -29,7 +35,10 @@ __all__ = [
     "TimedOut",
     "TooLarge",
     "TooMany",
+    "TooManyCalls",
+    "UnknownOutcome",
     "Unsupported",
+    "UnsupportedMediaType",
 ]
 
 
@@ -100,6 +109,12 @@ class MethodNotAllowed(Refusal):
     status, code, title, close_code = 405, "method-not-allowed", "Method not allowed", 1008
 
 
+class NotAcceptable(Refusal):
+    """The answer cannot be given in any media type that the client takes; the text lists those that it can."""
+
+    status, code, title, close_code = 406, "not-acceptable", "Not acceptable", 1008
+
+
 class TimedOut(Refusal):
     """The client took too long to send its request."""
 
@@ -122,6 +137,18 @@ class TooLarge(Refusal):
     """Something is larger than its limit."""
 
     status, code, title, close_code = 413, "too-large", "Too large", 1009
+
+
+class UnsupportedMediaType(Refusal):
+    """The body's media type is not one that this resource takes; the text lists those that it does."""
+
+    status, code, title, close_code = 415, "media-type-unsupported", "Media type not supported", 1003
+
+
+class InvalidInput(Refusal):
+    """The input is well-formed and does not fit; ``field`` is the JSON path of what does not, such as ``$.size.width``."""
+
+    status, code, title, close_code = 422, "invalid-input", "Invalid input", 1008
 
 
 class Unsupported(Refusal):
@@ -170,3 +197,39 @@ class DamagedStore(StoreUnusable):
     """A file of the store is not what was written to it. Nothing was repaired and nothing deleted."""
 
     status, code, title = 500, "store-damaged", "The store is damaged"
+
+
+class TooManyCalls(Refusal):
+    """The queue of a service is full."""
+
+    status, code, title, close_code, retry = 429, "queue-full", "Too many calls", 1013, True
+
+
+class IdempotencyMismatch(Refusal):
+    """An idempotency key that was used for another request (draft-ietf-httpapi-idempotency-key-header)."""
+
+    status, code, title, close_code = 422, "idempotency-key-reused", "Idempotency key was used before", 1008
+
+
+class CallFailed(Refusal):
+    """The handler of a call failed, or nobody could run it. ``fields`` say what it raised."""
+
+    status, code, title = 500, "call-failed", "The call failed"
+
+
+class CallCancelled(Refusal):
+    """The call was cancelled: it has no result."""
+
+    status, code, title, close_code = 409, "call-cancelled", "The call was cancelled", 1008
+
+
+class CallTimedOut(Refusal):
+    """The call did not end within the time that its caller gave it."""
+
+    status, code, title, close_code, retry = 504, "call-timeout", "The call took too long", 1013, True
+
+
+class UnknownOutcome(Refusal):
+    """The connection broke while a call ran, and the call cannot be asked about: it may have run, or not."""
+
+    status, code, title = 502, "unknown-outcome", "What became of the call is not known"
