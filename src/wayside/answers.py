@@ -53,6 +53,11 @@ def etag_of(stream: StreamView, position: int) -> str:
     return f'"{stream.offset(stream.tail)}:{position}{":c" if stream.closed else ""}"'
 
 
+def matches(given: str | None, etag: str) -> bool:
+    """Whether ``If-None-Match`` names the tag: a star, or a list that is compared weakly (RFC 9110 section 13.1.2)."""
+    return given is not None and (given == "*" or etag in [tag.strip().removeprefix("W/") for tag in given.split(",")])
+
+
 def head_fields(stream: StreamView, end: int, *, etag: str | None, cache: bytes, cursor: str | None = None) -> bytes:
     """The header fields of a read that ends at ``end``."""
     offset = str(stream.offset(end)).encode()

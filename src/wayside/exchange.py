@@ -8,21 +8,25 @@ never change and are made once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import unquote_to_bytes
 
 from wayside.contracts import Sink, StreamView
-from wayside.errors import BadRequest
+from wayside.errors import BadRequest, Refusal
 from wayside.model import Offset, Spool
 
 __all__ = [
     "Exchange",
     "Frames",
+    "InPieces",
     "Memo",
+    "Pieces",
     "Request",
     "Socket",
+    "origin_of",
     "parse_query",
     "position_of",
+    "preferred_wait_s",
     "quote_header",
     "unquote_path",
 ]
@@ -46,6 +50,7 @@ class Request:
         "query",
         "route",
         "scheme",
+        "takes_pieces",
         "target",
         "version_10",
     )
@@ -62,6 +67,8 @@ class Request:
         """Names in lower case; several lines of one name are joined by ``, ``."""
         self.route: Any = None
         """What answers it; set by the server."""
+        self.takes_pieces = False
+        """Whether what answers it takes the body while it arrives, of any length: set when it is resolved."""
         self.memo: Any = None
         """The last answer, while it stays right; the server's."""
         self.scheme = "http"
@@ -116,6 +123,32 @@ class Socket(Sink, Protocol):
     def close(self, code: int, reason: str) -> None: ...
 
 
+class Pieces(Protocol):
+    """A body that is taken while it arrives."""
+
+    def take(self, on_piece: Callable[[bytes], None], on_end: Callable[[Refusal | None], None]) -> None:
+        """Begin: nothing is read before. ``on_piece`` gets what one read brings, also while paused; ``on_end`` gets None
+        after the last, or why the rest does not come while the client can still be answered. Neither may raise. A client
+        that has gone is told by the exchange's ``on_lost`` alone."""
+        ...
+
+    def pause(self) -> None:
+        """Read nothing more; the client is held back by TCP."""
+        ...
+
+    def resume(self) -> None: ...
+
+
+@runtime_checkable
+class InPieces(Protocol):
+    """What an exchange can do, beside, whose request ``takes_pieces``; one that cannot has the whole in ``body``."""
+
+    @property
+    def pieces(self) -> Pieces | None:
+        """The body, of which ``body`` has nothing; None: it is whole in ``body`` all the same."""
+        ...
+
+
 class Exchange(Protocol):
     """One request and its answer, which is given exactly once: ``respond``, ``refuse``, ``open`` or ``accept``."""
 
@@ -123,6 +156,8 @@ class Exchange(Protocol):
     body: bytes | Spool
     on_lost: Callable[[], None] | None
     """Called when the client goes before it was answered."""
+    on_eof: Callable[[], None] | None
+    """Called when the client will send nothing more. It may still read an answer, but has most likely gone."""
     on_drain: Callable[[], None] | None
     """Called when the hub stops: answer now."""
 
@@ -143,8 +178,13 @@ class Exchange(Protocol):
         """Begin an answer without a known length; it is finished with ``expired`` after ``seconds``."""
         ...
 
-    def accept(self, subprotocol: str | None, on_text: Callable[[str], None]) -> Socket:
-        """Accept a WebSocket; ``on_text`` gets each text message of the client."""
+    def accept(
+        self,
+        subprotocol: str | None,
+        on_text: Callable[[str], None],
+        on_binary: Callable[[bytes], None] | None = None,
+    ) -> Socket:
+        """Accept a WebSocket; ``on_text`` gets each text message of the client, ``on_binary`` each other."""
         ...
 
 
@@ -170,9 +210,23 @@ def _unquote(text: str) -> str:
     return unquote_to_bytes(text.replace("+", " ")).decode("utf-8", "replace")
 
 
-def position_of(request: Request, stream: StreamView, *, required: bool = False) -> int:
+def preferred_wait_s(prefer: str | None) -> float | None:
+    """Seconds of the preference ``wait`` (RFC 7240 section 4.3); None without it or where it makes no sense."""
+    for preference in (prefer or "").split(","):
+        name, _, value = preference.partition(";")[0].partition("=")
+        if name.strip().lower() == "wait":
+            value = value.strip().strip('"')
+            return float(value) if value.isascii() and value.isdecimal() and len(value) < 9 else None
+    return None
+
+
+def position_of(request: Request, stream: StreamView, *, first: int = 0, required: bool = False) -> int:
     """Where a read begins: ``Last-Event-ID`` if there is one (a browser's resumption knows better than its URL), else
-    the parameter ``offset``, else the start. Raises ``BadRequest`` or ``Gone``."""
+    the parameter ``offset``, else the start; but not before ``first``. Raises ``BadRequest`` or ``Gone``."""
+    return max(first, _position_of(request, stream, required))
+
+
+def _position_of(request: Request, stream: StreamView, required: bool) -> int:
     text = request.headers.get("last-event-id") or request.one("offset")
     if text is None:
         if required:
@@ -185,6 +239,13 @@ def position_of(request: Request, stream: StreamView, *, required: bool = False)
     if text == "now":
         return stream.tail
     return stream.resolve(Offset.parse(text))
+
+
+def origin_of(request: Request) -> str:
+    """Scheme and host as the client, or the proxy before the hub, has them; empty where they are not known."""
+    host = request.headers.get("host")
+    scheme = request.headers.get("x-forwarded-proto", request.scheme).partition(",")[0].strip()
+    return f"{scheme if scheme in ('http', 'https') else 'http'}://{host}" if host else ""
 
 
 def quote_header(value: str) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from wayside.contracts import Reader, Sink
-from wayside.errors import BadRequest, Refusal, TooLarge
-from wayside.exchange import Request, parse_query, unquote_path
+from wayside.errors import BadRequest, Refusal, TimedOut, TooLarge
+from wayside.exchange import Pieces, Request, parse_query, unquote_path
+from wayside.http.arriving import ArrivingBody
 from wayside.http.routes import CORS, Routes
 from wayside.http.wire import SECURITY, identity, problem, request_id, spool_failed
 from wayside.limits import Limits
@@ -29,7 +30,9 @@ Start = Callable[[], Awaitable[None]]
 class AsgiApp:
     """``await app(scope, receive, send)``. ``start`` is awaited before the first request is answered."""
 
-    def __init__(self, routes: Routes, limits: Limits, start: Start, stop: Start, spool_directory: Path | None) -> None:
+    def __init__(
+        self, routes: Callable[[], Routes], limits: Limits, start: Start, stop: Start, spool_directory: Path | None
+    ) -> None:
         self._routes = routes
         self._limits = limits
         self._start = start
@@ -56,13 +59,17 @@ class AsgiApp:
         try:
             if scope["type"] == "websocket":
                 request.headers["upgrade"] = "websocket"
+            answer = self._routes().resolve(request, prefix)
+            if scope["type"] == "websocket":
                 exchange.deniable = "websocket.http.response" in (scope.get("extensions") or {})
                 await receive()  # websocket.connect
+            elif request.takes_pieces and unreadable is None:
+                exchange.arriving = ArrivingBody()
             else:
                 exchange.body = await self._body(receive)
             if unreadable is not None:
                 raise unreadable
-            self._routes.resolve(request, prefix)(exchange)
+            answer(exchange)
         except _Disconnected:
             return
         except Exception as error:
@@ -152,10 +159,13 @@ class _Exchange:
     def __init__(self, request: Request, limits: Limits, send: Send) -> None:
         self.request = request
         self.body: bytes | Spool = b""
+        self.arriving: ArrivingBody | None = None
         self.on_lost: Callable[[], None] | None = None
+        self.on_eof: Callable[[], None] | None = None
         self.on_drain: Callable[[], None] | None = None
         self.paused = False
         self._send = send
+        self._limits = limits
         self._limit = limits.write_buffer_bytes_max
         self._out: deque[tuple[Message, int]] = deque()
         self._buffered = 0
@@ -164,7 +174,12 @@ class _Exchange:
         self._reader: Reader | None = None
         self._seconds: float | None = None
         self._answered = False
-        self._on_text: Callable[[str], None] = lambda _text: None
+        self._on_text: Callable[[str], object] = id
+        self._on_binary: Callable[[bytes], object] = id
+
+    @property
+    def pieces(self) -> Pieces | None:
+        return self.arriving
 
     def attach(self, reader: Reader) -> None:
         self._reader = reader
@@ -191,7 +206,12 @@ class _Exchange:
     def open(self, status: int, headers: bytes, *, seconds: float | None = None) -> Sink:
         raise NotImplementedError
 
-    def accept(self, subprotocol: str | None, on_text: Callable[[str], None]) -> Any:
+    def accept(
+        self,
+        subprotocol: str | None,
+        on_text: Callable[[str], None],
+        on_binary: Callable[[bytes], None] | None = None,
+    ) -> Any:
         raise NotImplementedError
 
     def abort(self, error: Exception) -> None:
@@ -252,14 +272,41 @@ class _Exchange:
             self._reader.finish("expired")
 
     async def _watch(self, receive: Receive) -> None:
+        there = self.arriving is None or await self._arrive(self.arriving, receive)
         while True:
-            message = await receive()
+            message = await receive() if there else {"type": "http.disconnect"}
             if message["type"] in ("http.disconnect", "websocket.disconnect"):
                 self._out.clear()
                 self._put(None, 0)
                 return
-            if message.get("text") is not None:
-                self._on_text(message["text"])
+            text, data = message.get("text"), message.get("bytes")
+            if isinstance(text, str):
+                self._on_text(text)
+            elif isinstance(data, bytes):
+                self._on_binary(data)
+
+    async def _arrive(self, body: ArrivingBody, receive: Receive) -> bool:
+        """Give a body on as it comes; returns whether the client has stayed."""
+        flowing = asyncio.Event()
+        body.on_flow = flowing.set
+        while not body.ended:
+            while body.rests:
+                flowing.clear()
+                await flowing.wait()
+            seconds = self._limits.header_timeout_s
+            try:
+                async with asyncio.timeout(seconds):
+                    message = await receive()
+            except TimeoutError:
+                body.end(TimedOut(f"The rest of the request did not come within {seconds:g} s."))
+            else:
+                if message["type"] == "http.disconnect":
+                    return False
+                body.hold(message.get("body", b""))
+                if not message.get("more_body"):
+                    body.end()
+            body.deliver()
+        return True
 
 
 class _Http(_Exchange):
@@ -322,9 +369,15 @@ class AsgiFrames:
 class _WebSocket(_Exchange):
     frames = AsgiFrames()
 
-    def accept(self, subprotocol: str | None, on_text: Callable[[str], None]) -> Any:
+    def accept(
+        self,
+        subprotocol: str | None,
+        on_text: Callable[[str], None],
+        on_binary: Callable[[bytes], None] | None = None,
+    ) -> Any:
         self._answered = True
         self._on_text = on_text
+        self._on_binary = on_binary or id
         self._put({"type": "websocket.accept", "subprotocol": subprotocol}, 0)
         return self
 

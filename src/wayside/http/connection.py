@@ -15,10 +15,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from wayside.contracts import Reader
-from wayside.errors import Overloaded, Refusal, TimedOut
+from wayside.errors import BadRequest, Overloaded, Refusal, TimedOut
 from wayside.exchange import Memo, Request
+from wayside.http.arriving import ArrivingBody
 from wayside.http.incoming import Incoming
-from wayside.http.native import HttpExchange
+from wayside.http.native import ArrivingExchange, HttpExchange
+from wayside.http.outgoing import Outgoing
 from wayside.http.routes import CORS
 from wayside.http.socket import NativeSocket
 from wayside.http.wire import CONTINUE, LAST_CHUNK, STATUS, problem, request_id
@@ -35,40 +37,26 @@ _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER for no time: the connection ends with a reset (RST)."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(Outgoing):
     """The server's side of one TCP connection; also the sink of the response that is open on it."""
 
     __slots__ = (
-        "_direct",
         "_dispatching",
         "_ending",
         "_exchange",
         "_incoming",
         "_open",
-        "_queued",
-        "_send",
-        "_server",
         "_socket",
         "_unsent",
         "deadline",
         "paused",
-        "reader",
-        "transport",
     )
 
     def __init__(self, server: Server) -> None:
-        self._server = server
-        self.transport: asyncio.Transport | None = None
-        self._direct: socket.socket | None = None
-        """The transport's own socket, for sending while nothing is queued in the transport."""
-        self._send: Callable[[bytes], int] = len
-        self._queued = False
-        """Whether the transport may hold bytes that have to go out first."""
+        super().__init__(server)
         self.paused = False
         self.deadline: float | None = None
         """When :meth:`expire` is to be called; None while a request is being answered."""
-        self.reader: Reader | None = None
-        """The follower that feeds the open response."""
         self._exchange: HttpExchange | None = None
         """The request under way."""
         self._open: Request | None = None
@@ -136,8 +124,13 @@ class Connection(asyncio.Protocol):
             self._feed(data)
 
     def eof_received(self) -> bool:
+        if self._incoming is not None and self._incoming.pieces is not None:
+            self._incoming.refuse(BadRequest("The connection ended within the body.", code="body-incomplete"))
+            self._next()
         if self._exchange is not None or (self.reader is not None and self.reader.until is not None):
             self._ending = True  # a client that half-closes still gets its answer
+            if self._exchange is not None and self._exchange.on_eof is not None:
+                self._exchange.on_eof()
             return True
         self._server.flush()
         if self.reader is not None:
@@ -164,54 +157,6 @@ class Connection(asyncio.Protocol):
         else:
             self._next()
 
-    def write(self, data: bytes) -> None:
-        """Send at once what the socket takes; the rest, and what comes behind it, is queued in the transport."""
-        if self._server.outbox:
-            self._server.flush()
-        self.transmit(data)
-
-    def transmit(self, data: bytes) -> None:
-        """The same, past the answers that wait for the end of the tick."""
-        if self._queued:
-            transport = self.transport
-            if transport is None or transport.get_write_buffer_size():
-                if transport is not None:
-                    transport.write(data)
-                return
-            self._queued = False
-        try:
-            sent = self._send(data)
-        except OSError:  # BlockingIOError; or it is broken, which the transport then sees too, and ends it
-            sent = 0
-        if sent != len(data):
-            self.queue(data, sent)
-
-    @staticmethod
-    def transmit_each(answers: list[tuple[Connection, bytes]]) -> None:
-        """:meth:`transmit` for many."""
-        for connection, answer in answers:
-            if connection._queued:
-                connection.transmit(answer)
-                continue
-            try:
-                sent = connection._send(answer)
-            except OSError:
-                sent = 0
-            if sent != len(answer):
-                connection.queue(answer, sent)
-
-    @property
-    def send(self) -> Callable[[bytes], int | None]:
-        return self.write if self._queued else self._send
-
-    def queue(self, data: bytes, sent: int) -> None:
-        """Leave the rest of ``data`` to the transport; from now on nothing may pass it."""
-        self._queued = True
-        if self.reader is not None:
-            self.reader.reroute()
-        if self.transport is not None:
-            self.transport.write(memoryview(data)[sent:])
-
     # -- requests in
 
     def _feed(self, data: bytes) -> None:
@@ -226,8 +171,13 @@ class Connection(asyncio.Protocol):
 
     def _next(self) -> None:
         """Dispatch what has arrived, in order, one at a time."""
+        if self._dispatching:
+            return
+        if type(self._exchange) is ArrivingExchange:
+            self.deadline = None
+            self._exchange.arriving.deliver()
         incoming = self._incoming
-        if self._dispatching or incoming is None:
+        if incoming is None:
             return
         self._dispatching = True
         while incoming.ready and self._exchange is None and self._open is None and not (self.paused or self._ending):
@@ -235,24 +185,30 @@ class Connection(asyncio.Protocol):
             if isinstance(request, Refusal):
                 self._ending = True
                 self.refuse(request, None)
+            elif isinstance(body, ArrivingBody):
+                self._receive(request, body)
             else:
                 self._dispatch(request, body)
         self._dispatching = False
         if self.transport is None or self.transport.is_closing() or self._socket is not None:
             return
-        if incoming.ready:
+        pieces = incoming.pieces
+        if incoming.ready or (pieces is not None and pieces.rests):
             self.transport.pause_reading()
+            if pieces is not None and not incoming.ready:
+                self.deadline = None  # the client waits for us
             return
         self.transport.resume_reading()
-        if self._exchange is None and self._open is None and not self._ending:
-            if incoming.partial:
-                since = self._server.now if incoming.in_body else incoming.began
-                self.deadline = since + self._server.limits.header_timeout_s
-                if incoming.wants_continue:
-                    incoming.wants_continue = False
-                    self.write(CONTINUE)
-            else:
-                self._incoming = None
+        if self._ending or not (pieces is not None or (self._exchange is None and self._open is None)):
+            return
+        if incoming.partial:
+            since = self._server.now if incoming.in_body else incoming.began
+            self.deadline = since + self._server.limits.header_timeout_s
+            if incoming.wants_continue:
+                incoming.wants_continue = False
+                self.write(CONTINUE)
+        else:
+            self._incoming = None
 
     def _dispatch(self, request: Request, body: bytes | Spool) -> None:
         self.deadline = None
@@ -273,6 +229,24 @@ class Connection(asyncio.Protocol):
             request.route(exchange)
         except Exception as error:
             exchange.refuse(error)
+
+    def _receive(self, request: Request, body: ArrivingBody) -> None:
+        """The same, of a request whose body is taken while it arrives."""
+        self.deadline = None
+        if self._server.draining:
+            self._ending = True
+        body.on_flow = self._next
+        exchange = self._exchange = ArrivingExchange(self, request, b"", arriving=body)
+        try:
+            request.route(exchange)
+        except Exception as error:
+            exchange.refuse(error)
+
+    def leave(self, body: ArrivingBody) -> None:
+        """A request is about to be answered: if not all of its body has come, the rest is not looked at."""
+        body.on_flow = None
+        if not body.whole:
+            self._ending = True
 
     # -- answers out
 
@@ -387,7 +361,9 @@ class Connection(asyncio.Protocol):
             self._incoming = None
         return self
 
-    def accept(self, headers: bytes, on_text: Callable[[str], None]) -> NativeSocket:
+    def accept(
+        self, headers: bytes, on_text: Callable[[str], None], on_binary: Callable[[bytes], None] | None
+    ) -> NativeSocket:
         """Answer a WebSocket handshake."""
         server = self._server
         server.responses[1] += 1
@@ -395,7 +371,7 @@ class Connection(asyncio.Protocol):
         assert self._exchange is not None
         self._open = self._exchange.request
         self._exchange = self._incoming = None
-        self._socket = NativeSocket(self, on_text, server.limits.body_memory_bytes_max)
+        self._socket = NativeSocket(self, on_text, on_binary, server.limits)
         if self.transport is not None:
             self.transport.resume_reading()
         return self._socket

@@ -1,8 +1,8 @@
 """Bytes in, requests out: the state of one connection's reading side while it is within a message.
 
 It exists only then: an idle connection, and one with an open response, has none. Bodies are kept in memory
-up to a bound and spooled to disk beyond it. What is refused here leaves as a refusal in the request's
-place; nothing after it is read.
+up to a bound and spooled to disk beyond it; one that its route takes while it arrives is handed out with the head.
+What is refused here leaves as a refusal in the request's place; nothing after it is read.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import httptools
 
 from wayside.errors import BadRequest, Refusal, TooLarge
 from wayside.exchange import Request
+from wayside.http.arriving import ArrivingBody
 from wayside.http.wire import ExpectationFailed, HeadTooLarge, request_of, spool_failed
 from wayside.model import Spool
 
@@ -45,6 +46,7 @@ class Incoming:
         "began",
         "broken",
         "in_body",
+        "pieces",
         "ready",
         "wants_continue",
     )
@@ -52,7 +54,9 @@ class Incoming:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._parser: Any = httptools.HttpRequestParser(self)
-        self.ready: deque[tuple[Request | Refusal, bytes | Spool]] = deque()
+        self.ready: deque[tuple[Request | Refusal, bytes | Spool | ArrivingBody]] = deque()
+        self.pieces: ArrivingBody | None = None
+        """The body under way, if it is one that is taken while it arrives."""
         self.broken = False
         """A refusal was put into ``ready``: nothing more is read."""
         self.in_body = False
@@ -126,6 +130,8 @@ class Incoming:
         self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
         self._replaying = False
         self.in_body = True
+        if request.takes_pieces:
+            self._hand_out(request)
         self.wants_continue = "expect" in request.headers and not request.version_10 and not rest
         return self.feed(rest) if rest else b""
 
@@ -134,11 +140,20 @@ class Incoming:
         return HeadTooLarge(f"The request head is over {limit} bytes (--header-bytes-max).")
 
     def refuse(self, refusal: Refusal) -> None:
-        """Put a refusal where the request would be; nothing more is read."""
+        """Put a refusal where the request, or the rest of its body, would be; nothing more is read."""
         self._in_head = self.in_body = self.wants_continue = False
         self.broken = True
         self._reset()
-        self.ready.append((refusal, b""))
+        if self.pieces is not None:
+            self.pieces.end(refusal)  # what takes it answers
+            self.pieces = None
+        else:
+            self.ready.append((refusal, b""))
+
+    def _hand_out(self, request: Request) -> None:
+        """Have a request answered from now on, while its body comes."""
+        self.pieces = ArrivingBody()
+        self.ready.append((request, self.pieces))
 
     # -- called by httptools
 
@@ -170,13 +185,16 @@ class Incoming:
         request.route = server.routes.resolve(request)
         self._request = request
         self._in_head, self.in_body = False, True
-        if request.length > server.limits.body_bytes_max:
+        if request.length > server.limits.body_bytes_max and not request.takes_pieces:
             raise self._too_large(request.length)
         expect = request.headers.get("expect")
         if expect is not None:
             if expect.lower() != "100-continue":
                 raise ExpectationFailed(f"Expect: {expect[:40]} cannot be met; only 100-continue can.")
             self.wants_continue = not request.version_10
+        if request.takes_pieces:
+            self._hand_out(request)
+            return
         candidate, self._candidate = self._candidate, None
         framed = request.headers.keys() & {"transfer-encoding", "upgrade", "expect"}
         spooled = request.length > server.limits.body_memory_bytes_max
@@ -186,6 +204,9 @@ class Incoming:
     def on_body(self, data: bytes) -> None:
         self._events += 1
         self.wants_continue = False
+        if self.pieces is not None:
+            self.pieces.hold(data)
+            return
         self._size += len(data)
         limits = self._server.limits
         if self._size > limits.body_bytes_max:
@@ -211,6 +232,10 @@ class Incoming:
 
     def on_message_complete(self) -> None:
         self.in_body = self.wants_continue = False
+        if self.pieces is not None:
+            self.pieces.end()
+            self.pieces = None
+            return
         body: bytes | Spool
         if self._spool is not None:
             body = Spool(self._spool, self._size)

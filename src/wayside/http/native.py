@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from wayside.contracts import Sink
-from wayside.exchange import Memo, Request
+from wayside.exchange import Memo, Pieces, Request
+from wayside.http.arriving import ArrivingBody
 from wayside.http.socket import NativeSocket, accept_headers
 from wayside.http.wire import chunk, identity
 from wayside.model import Spool
@@ -27,6 +28,7 @@ class HttpExchange(msgspec.Struct, eq=False):  # a Struct, as one is made for ea
     request: Request
     body: bytes | Spool
     on_lost: Callable[[], None] | None = None
+    on_eof: Callable[[], None] | None = None
     on_drain: Callable[[], None] | None = None
     answered: bool = False
 
@@ -48,7 +50,31 @@ class HttpExchange(msgspec.Struct, eq=False):  # a Struct, as one is made for ea
         self.answered = True
         return self._connection.open(self.request, status, headers, seconds)
 
-    def accept(self, subprotocol: str | None, on_text: Callable[[str], None]) -> NativeSocket:
+    def accept(
+        self,
+        subprotocol: str | None,
+        on_text: Callable[[str], None],
+        on_binary: Callable[[bytes], None] | None = None,
+    ) -> NativeSocket:
         headers = accept_headers(self.request, subprotocol)
         self.answered = True
-        return self._connection.accept(headers, on_text)
+        return self._connection.accept(headers, on_text, on_binary)
+
+
+class ArrivingExchange(HttpExchange, eq=False, kw_only=True):
+    """The same, of a request whose body is taken while it arrives. What is answered before all of it has come is the last
+    answer of the connection: the rest is not looked at."""
+
+    arriving: ArrivingBody
+
+    @property
+    def pieces(self) -> Pieces:
+        return self.arriving
+
+    def respond(self, status: int, headers: bytes, body: bytes = b"", memo: Memo | None = None) -> None:
+        self._connection.leave(self.arriving)
+        super().respond(status, headers, body, memo)
+
+    def refuse(self, error: Exception) -> None:
+        self._connection.leave(self.arriving)
+        super().refuse(error)

@@ -18,6 +18,7 @@ from wayside.errors import Refusal
 from wayside.exchange import Request
 from wayside.guard import guarded
 from wayside.http.connection import Connection
+from wayside.http.outgoing import Outgoing
 from wayside.http.routes import Routes
 from wayside.http.wire import SECURITY, STATUS
 from wayside.limits import Limits
@@ -49,7 +50,7 @@ class Server:
         self.address = ("", 0)
         self.no_content = b""
         """Status line and those fields of an answer without a body."""
-        self.outbox: list[tuple[Connection, bytes]] = []
+        self.outbox: list[tuple[Outgoing, bytes]] = []
         """Answers that go out at the end of this tick."""
         self._listeners: list[asyncio.Server] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -65,7 +66,7 @@ class Server:
         address = listener.sockets[0].getsockname()
         self.address = (str(address[0]), int(address[1]))
 
-    def post(self, connection: Connection, answer: bytes) -> None:
+    def post(self, connection: Outgoing, answer: bytes) -> None:
         """Send an answer at the end of this tick. Answers that become due together, as after a commit, then go out
         without anything in between, so that a client which has many of them is woken once and not for each."""
         if not self.outbox:
@@ -75,7 +76,7 @@ class Server:
     def flush(self) -> None:
         """Send what was posted."""
         outbox, self.outbox = self.outbox, []
-        Connection.transmit_each(outbox)
+        Outgoing.transmit_each(outbox)
 
     def _tick(self) -> None:
         """Once a second: the time, the Date header, whose deadline has passed."""

@@ -17,7 +17,10 @@ import msgspec
 from wayside.errors import BadRequest, Overloaded, Refusal, StoreFull, Unsupported
 from wayside.exchange import Request, parse_query, quote_header, unquote_path
 
-STATUS = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) for s in http.HTTPStatus}
+STATUS = {s: b"HTTP/1.1 %d \r\n" % s for s in range(100, 600)}
+"""Status lines; those that HTTP does not name, which a handler may refuse with, have no phrase."""
+STATUS.update((s.value, b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode())) for s in http.HTTPStatus)
+STATUS[460] = b"HTTP/1.1 460 Checksum Mismatch\r\n"  # tus 1.0.0, the checksum extension
 SECURITY = b"X-Content-Type-Options: nosniff\r\nCross-Origin-Resource-Policy: cross-origin\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
