@@ -3,9 +3,40 @@
 A record is written once, to a durable stream; every reader picks its own way to hear of it.
 """
 
-from wayside.errors import Refusal
+from wayside import sync
+from wayside.client.aio import CallHandle, Client
+from wayside.client.channels import Channels, WebSocket
+from wayside.client.values import CallEvent, CallStatus
+from wayside.errors import CallCancelled, CallFailed, CallTimedOut, Refusal, UnknownOutcome
 from wayside.hub import Hub
 from wayside.limits import Limits
 from wayside.model import Durability, Record, StreamInfo
+from wayside.signature import Upload
+from wayside.worker import Call
 
-__all__ = ["Durability", "Hub", "Limits", "Record", "Refusal", "StreamInfo"]
+__all__ = [
+    "Call",
+    "CallCancelled",
+    "CallEvent",
+    "CallFailed",
+    "CallHandle",
+    "CallStatus",
+    "CallTimedOut",
+    "Client",
+    "Durability",
+    "Hub",
+    "Limits",
+    "Record",
+    "Refusal",
+    "StreamInfo",
+    "UnknownOutcome",
+    "Upload",
+    "connect",
+    "sync",
+]
+
+
+def connect(url: str = "http://127.0.0.1:7070", *, retry_s: float | None = 60.0) -> Client:
+    """A client of the hub at ``url``, for ``async with``. ``retry_s``: for how long a connection that was lost is tried
+    again; None: for ever."""
+    return Client(Channels(WebSocket(url), retry_s=retry_s), url.rstrip("/"))

@@ -8,29 +8,52 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+import functools
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from wayside.contracts import Clock, Reader, StreamView
+from wayside.calls import Calls
+from wayside.client.aio import CallHandle, Client
+from wayside.client.channels import Channels, Local
+from wayside.contracts import Clock, StreamView, SystemClock
 from wayside.errors import BadRequest, NotFound
 from wayside.http.asgi import AsgiApp
 from wayside.http.operations import Operations
 from wayside.http.routes import Routes
 from wayside.http.server import Server
+from wayside.inlet import Batches, Inlet
+from wayside.keeping import Keeping
+from wayside.leases import Leases
 from wayside.limits import Limits
+from wayside.local import LocalWorker
 from wayside.log.embedded import EmbeddedLog
 from wayside.log.files import CHECKED_VFS
-from wayside.model import JSON, Append, Appended, Batch, Create, Durability, Offset, Record, StreamConfig, StreamInfo
+from wayside.model import (
+    JSON,
+    Append,
+    Appended,
+    Create,
+    Durability,
+    Offset,
+    Record,
+    StreamConfig,
+    StreamInfo,
+    require_public,
+)
+from wayside.patterns.multiplexing import Connections
+from wayside.state.queues import ServiceSpec
+from wayside.webhooks import Webhooks
+from wayside.worker import Call, Handler
 
 __all__ = ["Hub", "package_version"]
 
-READ_AHEAD = 64 * 1024
-"""Bytes that an in-process reader holds before its follower pauses."""
+F = TypeVar("F", bound=Callable[..., Any])
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 
 
 def package_version() -> str:
@@ -47,54 +70,148 @@ class Hub:
     ``url`` is ``file:DIRECTORY`` or ``memory:``. A directory belongs to one hub at a time; opening it
     raises :class:`~wayside.errors.StoreInUse`, ``StoreUnusable`` or ``DamagedStore``. The hub works on
     the event loop on which it was first used. ``async with hub:`` starts and closes it; started by its
-    first use, it is to be closed with :meth:`close`, which commits what was accepted.
+    first use, it is to be closed with :meth:`close`, which commits what was accepted. Without a ``url`` it is
+    ``memory:``, and where ``wayside serve`` serves it, the directory that is served by default.
     """
 
     def __init__(
         self,
-        url: str = "memory:",
+        url: str | None = None,
         *,
         limits: Limits | None = None,
         clock: Clock | None = None,
         vfs: str = CHECKED_VFS,
+        webhook_secrets: Sequence[str] = (),
+        webhook_private: bool = False,
     ) -> None:
-        kind, _, rest = url.partition(":")
-        if kind not in ("file", "memory") or (kind == "file") != bool(rest):
-            raise BadRequest(f"{url!r} is not a hub's place: use file:DIRECTORY or memory:", code="hub-url")
-        self.url = url
+        self.placed = url is not None
+        """Whether it was said where it keeps its streams."""
+        self.place("memory:" if url is None else url)
         self.limits = limits or Limits()
-        directory = Path(rest) if kind == "file" else None
-        self.log = EmbeddedLog(directory, limits=self.limits, clock=clock, vfs=vfs)
-        self.operations = Operations(self.log, package_version())
-        self.routes = Routes(self.log, self.operations)
-        self.directory = directory
+        self.clock = clock or SystemClock()
+        self.handlers: dict[str, Handler] = {}
+        self.webhook_secrets = list(webhook_secrets)
+        self.webhook_private = webhook_private
+        self._vfs = vfs
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._closed = False
+        self._lent = False
 
     def __repr__(self) -> str:
         return f"<Hub {self.url} {'closed' if self._closed else 'open'}>"
+
+    def place(self, url: str) -> None:
+        """Say where it keeps its streams, before its first use. Raises BadRequest for what is no place."""
+        kind, _, rest = url.partition(":")
+        if kind not in ("file", "memory") or (kind == "file") != bool(rest):
+            raise BadRequest(f"{url!r} is not a hub's place: use file:DIRECTORY or memory:", code="hub-url")
+        if "log" in self.__dict__:
+            raise RuntimeError("The hub has been used: it has its place already.")
+        self.url = url
+        self.directory = Path(rest) if kind == "file" else None
+
+    def lend(self, client: Client) -> None:
+        """Stand for the hub of a ``client``, as in a worker: calls, ``publish`` and ``read`` go there; nothing is opened
+        here, and the rest raises RuntimeError."""
+        self.url = client.url
+        self.__dict__["client"] = client
+        self._lent = True
+
+    # -- parts, each made when it is first needed: a hub that is only imported opens no store
+
+    @functools.cached_property
+    def log(self) -> EmbeddedLog:
+        """What stores its streams. Raises where the directory cannot be opened."""
+        if self._lent:
+            raise RuntimeError(
+                f"In a worker this stands for the hub at {self.url}, for calls, publish and read only: for anything else "
+                "use wayside.connect."
+            )
+        return EmbeddedLog(self.directory, limits=self.limits, clock=self.clock, vfs=self._vfs)
+
+    @functools.cached_property
+    def calls(self) -> Calls:
+        return Calls(self.log, self.clock, self.limits)
+
+    @functools.cached_property
+    def leases(self) -> Leases:
+        return Leases(self.calls)
+
+    @functools.cached_property
+    def connections(self) -> Connections:
+        return Connections(self.log, self.calls, self.leases)
+
+    @functools.cached_property
+    def operations(self) -> Operations:
+        return Operations(self.log, package_version(), self.calls)
+
+    @functools.cached_property
+    def routes(self) -> Routes:
+        return Routes(self.log, self.operations, self.calls, self.connections)
+
+    @functools.cached_property
+    def keeping(self) -> Keeping:
+        secrets, clock = self.webhook_secrets, self.clock
+        webhooks = Webhooks(secrets=secrets, allow_private=self.webhook_private, clock=clock) if secrets else None
+        return Keeping(self.calls, self.leases, webhooks)
+
+    @functools.cached_property
+    def worker(self) -> LocalWorker:
+        return LocalWorker(self.calls, self.handlers, self.limits.worker_calls_max, self._open, lambda: self.client)
+
+    @functools.cached_property
+    def client(self) -> Client:
+        """The hub as its own client: calls, handles, events, as over a connection."""
+        return Client(Channels(Local(self.connections.enter_local)))
 
     # -- life
 
     async def start(self) -> None:
         """Begin to serve; further calls do nothing. Raises RuntimeError on another event loop, or after ``close``."""
         loop = asyncio.get_running_loop()
+        if self._lent:
+            return
         if self._loop is None and not self._closed:
-            self._loop = loop
             self.log.start()
-            self.operations.ready = True
+            self._loop = loop
+            self._starting = loop.create_task(self._begin())
         elif self._closed or loop is not self._loop:
             raise RuntimeError("This hub is closed, or belongs to another event loop: make another Hub.")
+        if self._starting is not None:  # whoever waits may be cancelled, as by a timeout: it begins all the same
+            await asyncio.shield(self._starting)
+
+    async def _begin(self) -> None:
+        """Take up what was. Where that fails, ``_starting`` says so to everybody who would use the hub."""
+        await self.keeping.start()
+        if self.handlers:
+            self.worker.join()
+        self.connections.resolve = self.routes.resolve
+        self.operations.ready = True
+        self._starting = None
 
     async def close(self) -> None:
-        """Commit what was accepted, tell followers where to resume, close the store."""
+        """Let handlers finish, or hand their calls back; commit what was accepted, tell followers where to resume, close
+        the store."""
         if not self._closed:
             self._closed = True
-            self.operations.ready = False
             if self._loop is not None:
+                self.operations.ready = False
+                await self.rest()
+                await self.keeping.stop()
+                if "client" in self.__dict__:
+                    await self.client.close()
+                self.connections.stop()
+                self.calls.stop()
                 await self.log.close()
-            elif self.log.store is not None:
+            elif "log" in self.__dict__ and self.log.store is not None:
                 self.log.store.close()
+
+    async def rest(self, seconds: float | None = None) -> None:
+        """Take no more calls in this process; let handlers finish, for so long (as long as a drain may take, unless it is
+        said), and hand back the others' calls."""
+        if "worker" in self.__dict__:
+            await self.worker.stop(self.limits.drain_s if seconds is None else seconds)
 
     async def __aenter__(self) -> Hub:
         await self.start()
@@ -111,7 +228,7 @@ class Hub:
 
     def asgi(self) -> AsgiApp:
         """The hub as an ASGI application, to mount or to run."""
-        return AsgiApp(self.routes, self.limits, self.start, self.close, self.directory)
+        return AsgiApp(lambda: self.routes, self.limits, self.start, self.close, self.directory)
 
     async def serve(self, host: str = "127.0.0.1", port: int = 7070) -> Server:
         """Listen with the hub's own server; returns it once it does. Raises OSError where it cannot."""
@@ -120,6 +237,90 @@ class Hub:
         self.operations.server = server
         await server.start(host, port)
         return server
+
+    # -- services
+
+    def service(
+        self,
+        name: str,
+        *,
+        retries: int = 0,
+        timeout: float = 0.0,
+        backoff: float = 1.0,
+        concurrency: int = 0,
+        queue: int = 10_000,
+    ) -> Callable[[F], F]:
+        """Make a function the handler of a service. A coroutine function runs on the event loop, a plain one in a thread;
+        one that yields streams its answer. A parameter annotated :class:`~wayside.Call` is given the call itself.
+
+        ``retries`` are attempts after the first, ``timeout`` the seconds of one (0: no bound), ``backoff`` the seconds
+        before the second, doubled for each that follows, with jitter; ``concurrency`` attempts at most run at a time
+        over all workers (0: no bound), ``queue`` calls at most wait. Raises TypeError for a function whose parameters
+        cannot be read from a request, ValueError for settings that make no sense.
+        """
+        _require_name(name)
+        if retries < 0 or timeout < 0 or backoff < 0 or concurrency < 0 or queue < 0:
+            raise ValueError(f"The settings of service {name} cannot be negative.")
+
+        def decorate(function: F) -> F:
+            if name in self.handlers:
+                raise ValueError(f"There is a service {name} already.")
+            spec = ServiceSpec(
+                name=name,
+                retries=retries,
+                timeout_s=float(timeout),
+                backoff_s=float(backoff),
+                concurrency=concurrency,
+                queue_max=queue,
+            )
+            self.handlers[name] = Handler(function, spec)
+            if self._loop is not None:
+                self.worker.join()
+            return function
+
+        return decorate
+
+    def pipeline(self, name: str, *steps: str, retries: int = 100, backoff: float = 1.0) -> None:
+        """A service that hands its input through ``steps``, each a service that is given what the one before it gave.
+        Each step is a call of its own, which is made once: killed anywhere, the pipeline goes on after the last step
+        that was completed. A step that fails, with its own retries spent, fails the pipeline."""
+        if not steps:
+            raise ValueError(f"The pipeline {name} has no steps.")
+
+        async def pipeline(value: Any = None, *, call: Call) -> Any:
+            for number, step in enumerate(steps, 1):
+                await call.progress(step=step, number=number, of=len(steps))
+                value = await call.step(step, value)
+            return value
+
+        pipeline.__doc__ = f"A pipeline: {', '.join(steps)}."
+        self.service(name, retries=retries, backoff=backoff)(pipeline)
+
+    async def _open(self, path: str) -> AsyncIterator[bytes]:
+        """A byte stream from its start to its end."""
+        require_public(path)
+        async for record in self.read(path):
+            yield record.data
+
+    async def call(self, service: str, *arguments: Any, **options: Any) -> Any:
+        """Call a service and wait for its result: :meth:`wayside.client.aio.Client.call`."""
+        await self.start()
+        return await self.client.call(service, *arguments, **options)
+
+    async def submit(self, service: str, *arguments: Any, **options: Any) -> CallHandle:
+        """Have a service called, and be given its handle: :meth:`wayside.client.aio.Client.submit`."""
+        await self.start()
+        return await self.client.submit(service, *arguments, **options)
+
+    async def stream(self, service: str, *arguments: Any, **options: Any) -> AsyncIterator[Any]:
+        """Call a service that yields: :meth:`wayside.client.aio.Client.stream`."""
+        await self.start()
+        async for item in self.client.stream(service, *arguments, **options):
+            yield item
+
+    def get(self, identity: str) -> CallHandle:
+        """The handle of a call by its name."""
+        return self.client.get(identity)
 
     # -- in process
 
@@ -150,6 +351,7 @@ class Hub:
         ):
             if value is not None:
                 explicit.add(name)
+        require_public(stream)
         await self.start()
         created = await _wait(lambda done: self.log.create(stream, Create(config, frozenset(explicit)), done))
         info: StreamInfo = created.info
@@ -162,7 +364,13 @@ class Hub:
         does not exist is created, as JSON. Raises a :class:`~wayside.errors.Refusal`. If the wait is
         cancelled, the records may or may not have been appended.
         """
+        require_public(stream)
         await self.start()
+        if self._lent:
+            offset = await self.client.publish(stream, *records) if records else ""
+            if close:
+                await self.client.close_stream(stream)
+            return offset or (await self.client.info(stream))["stream-next-offset"]
         try:
             view = self.log.find(stream)
         except NotFound:
@@ -177,12 +385,16 @@ class Hub:
         """Records from ``offset`` (``-1``: the start, ``now``: the tail) on; with ``follow``, as they come, until the
         stream is closed. Raises ``NotFound``, ``Gone`` or ``BadRequest``."""
         await self.start()
+        if self._lent:
+            async for theirs in self.client.read(stream, offset, follow=follow):
+                yield theirs
+            return
         view = self.log.find(stream)
         position = (
             view.start if offset == "-1" else view.tail if offset == "now" else view.resolve(Offset.parse(offset))
         )
-        inlet = _Inlet()
-        self.log.follow(view, position, _Batches(), inlet, "in-process", until=None if follow else view.tail)
+        inlet = Inlet()
+        self.log.follow(view, position, Batches(), inlet, "in-process", until=None if follow else view.tail)
         try:
             async for batch in inlet.batches():
                 at = batch.position
@@ -194,12 +406,14 @@ class Hub:
 
     async def close_stream(self, stream: str) -> str:
         """Nothing can be appended any more; followers end. Returns the last offset."""
+        require_public(stream)
         await self.start()
         result: Appended = await _wait(lambda done: self.log.append(stream, Append(b"", close=True), done))
         return str(result.offset)
 
     async def delete(self, stream: str) -> None:
         """Delete a stream and its records."""
+        require_public(stream)
         await self.start()
         await _wait(lambda done: self.log.delete(stream, done))
 
@@ -207,6 +421,13 @@ class Hub:
         """What a stream is now."""
         await self.start()
         return self.log.find(stream, touch=False).info()
+
+
+def _require_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} is no name for a service: use up to 128 letters, digits, dots, dashes, underscores."
+        )
 
 
 def _encode(stream: StreamView, record: Any) -> bytes:
@@ -236,80 +457,3 @@ async def _wait(begin: Callable[[Callable[[Any], None]], None]) -> Any:
 
     begin(done)
     return await future
-
-
-class _Batches:
-    """Encoding of an in-process reader: none."""
-
-    key = "batches"
-    heartbeat = None
-
-    def encode(self, _stream: StreamView, batches: list[Batch]) -> list[Batch]:
-        return batches
-
-    def caught_up(self, _stream: StreamView, _position: int) -> None:
-        return None
-
-    def end(self, _stream: StreamView, _position: int, _reason: str, _told: bool) -> None:
-        return None
-
-
-class _Inlet:
-    """Sink of an in-process reader."""
-
-    def __init__(self) -> None:
-        self.paused = False
-        self._reader: Reader | None = None
-        self._held: deque[Batch] = deque()
-        self._size = 0
-        self._changed = asyncio.Event()
-        self._ended = False
-        self._error: Exception | None = None
-
-    @property
-    def send(self) -> Callable[[list[Batch]], int | None]:
-        return self.write
-
-    def queue(self, frame: list[Batch], sent: int) -> None:
-        raise AssertionError("write takes everything")
-
-    def attach(self, reader: Reader) -> None:
-        self._reader = reader
-
-    def write(self, batches: list[Batch]) -> None:
-        self._held.extend(batches)
-        self._size += sum(batch.size for batch in batches)
-        if self._size > READ_AHEAD and not self.paused:
-            self.paused = True
-            if self._reader is not None:
-                self._reader.pause()
-        self._changed.set()
-
-    def finish(self, _reason: str) -> None:
-        self._ended = True
-        self._changed.set()
-
-    def abort(self, error: Exception) -> None:
-        self._error = error
-        self._changed.set()
-
-    def stop(self) -> None:
-        if self._reader is not None:
-            self._reader.stop()
-
-    async def batches(self) -> AsyncIterator[Batch]:
-        while True:
-            while self._held:
-                batch = self._held.popleft()
-                self._size -= batch.size
-                if self.paused and self._size <= READ_AHEAD // 4:
-                    self.paused = False
-                    if self._reader is not None:
-                        self._reader.pump()
-                yield batch
-            if self._error is not None:
-                raise self._error
-            if self._ended:
-                return
-            self._changed.clear()
-            await self._changed.wait()

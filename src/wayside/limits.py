@@ -60,3 +60,13 @@ class Limits:
     """Silence after which a follower gets a comment, so that proxies keep the connection."""
     drain_s: float = 10.0
     """What a shutdown waits for requests under way."""
+    lease_s: float = 15.0
+    """A worker that is not heard of for so long has lost what it held. It is heard of three times in that time."""
+    worker_calls_max: int = 128
+    """Calls that the hub's own process runs at one time."""
+    call_keep_s: float = 86_400.0
+    """Calls that have ended are kept for so long at least."""
+    call_linger_s: float = 60.0
+    """The same, of calls in memory."""
+    channels_max: int = 10_000
+    """Channels of one connection to /v1/connect."""

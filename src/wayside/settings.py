@@ -43,6 +43,11 @@ LIMIT_HELP = {
     "sse_s": "Seconds of a live=sse response.",
     "heartbeat_s": "Seconds of silence after which a follower gets a comment.",
     "drain_s": "Seconds that a shutdown waits for requests under way.",
+    "lease_s": "Seconds of silence after which a worker is lost.",
+    "worker_calls_max": "Calls that the hub's own process runs at one time.",
+    "call_keep_s": "Seconds for which calls that have ended are kept.",
+    "call_linger_s": "The same, of calls in memory.",
+    "channels_max": "Channels of one connection to /v1/connect.",
 }
 
 
@@ -74,9 +79,15 @@ def limit_options(command: F) -> F:
     return command
 
 
-def limits_of(values: dict[str, Any]) -> Limits:
-    """Take the limits out of a command's values."""
-    return Limits(**{field.name: values.pop(field.name) for field in dataclasses.fields(Limits)})
+def was_given(context: click.Context, name: str) -> bool:
+    """Whether an option was said anywhere: in the command line, the environment or a file."""
+    return context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+
+
+def limits_of(context: click.Context, values: dict[str, Any], limits: Limits) -> Limits:
+    """``limits``, but for those that a command was given among its ``values``."""
+    given = {f.name: values[f.name] for f in dataclasses.fields(Limits) if was_given(context, f.name)}
+    return dataclasses.replace(limits, **given)
 
 
 def read_config(context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
@@ -91,6 +102,9 @@ def read_config(context: click.Context, _parameter: click.Parameter, value: Path
     if unknown := sorted(name for name in settings if name.replace("_", "-") not in known):
         raise click.BadParameter(f"{value} has unknown settings: {', '.join(unknown)}. See wayside serve --help.")
     named = {known[name.replace("_", "-")]: setting for name, setting in settings.items()}
+    for each in context.command.params:
+        if each.multiple and isinstance(named.get(each.name), str):
+            named[each.name] = [named[each.name]]
     context.default_map = {**(context.default_map or {}), **named}
     return value
 

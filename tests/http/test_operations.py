@@ -1,4 +1,4 @@
-"""Health, readiness, figures, the OpenAPI document; and the form in which everything is refused."""
+"""Health, readiness, figures; and the form in which everything is refused. The OpenAPI document is in test_openapi.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.http.events import EventSource
 from tests.http.harness import JSON, TEXT, Gate, Running, Serve, eventually
+from tests.http.services import offer
 from tests.http.wire import Response, request
+from wayside.state.calls import Outcome
 
 # -- refusals
 
@@ -209,6 +211,38 @@ async def test_what_waits_for_the_disk_is_seen(disk: Running, gate: Gate) -> Non
     assert (await _figures(disk))["wayside_uncommitted_bytes"] == 0
 
 
+async def test_calls_are_counted(memory: Running) -> None:
+    """Calls that ended by service and state, those that run and wait by service, workers, attempts, and what was fenced."""
+    holder = offer(memory.hub)
+    memory.hub.service("narrow", concurrency=1)(holder.hold)
+    for name, body in (("greet", b'"you"'), ("greet", b'"me"'), ("fail", b'""'), ("double", b"{}")):
+        await memory.ask("POST", f"/v1/service/{name}", JSON, body)
+    urls = []
+    for delay in ("0", "0", "3600"):
+        headers = {**JSON, "Prefer": "respond-async", "Wayside-Delay": delay}
+        urls.append((await memory.ask("POST", "/v1/service/narrow", headers, b"1"))["Location"])
+    await holder.began()
+    (running,) = memory.hub.worker.worker.held.values()
+    memory.hub.calls.finish(memory.hub.worker.worker, running.id, 9, Outcome(), lambda _result: None)
+    figures = await _figures(memory)
+    assert figures["wayside_calls_total{greet}{done}"] == 2
+    assert figures["wayside_calls_total{fail}{failed}"] == 1
+    assert figures["wayside_calls_total{double}{failed}"] == 1
+    assert (figures["wayside_calls_running{narrow}"], figures["wayside_calls_waiting{narrow}"]) == (1, 2)
+    assert (figures["wayside_calls_running{greet}"], figures["wayside_calls_waiting{greet}"]) == (0, 0)
+    assert figures["wayside_calls_open"] == 3
+    assert figures["wayside_workers"] == 1
+    assert figures["wayside_attempts_total"] == 5
+    assert figures["wayside_fenced_total"] == 1
+    await memory.ask("DELETE", urls[2])
+    holder.let_go()
+    await eventually(lambda: not memory.hub.calls.ledger.open)
+    figures = await _figures(memory)
+    assert figures["wayside_calls_total{narrow}{cancelled}"] == 1
+    assert figures["wayside_calls_total{narrow}{done}"] == 2
+    assert (figures["wayside_calls_running{narrow}"], figures["wayside_calls_waiting{narrow}"]) == (0, 0)
+
+
 async def test_refused_connections_are_counted(serve: Serve) -> None:
     """Connections over the limit are seen in the figures as answers of 503."""
     hub = await serve(connections_max=2)
@@ -219,82 +253,3 @@ async def test_refused_connections_are_counted(serve: Serve) -> None:
     wires[1].close()
     await eventually(lambda: len(hub.server.connections) == 1)
     assert (await _figures(hub))["wayside_responses_total{5xx}"] == 1
-
-
-# -- OpenAPI
-
-
-async def _document(hub: Running) -> dict[str, Any]:
-    answer = await hub.ask("GET", "/openapi.json")
-    assert (answer.status, answer["Content-Type"]) == (200, "application/json")
-    document: dict[str, Any] = json.loads(answer.body)
-    return document
-
-
-def _operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    verbs = ("get", "head", "put", "post", "delete", "patch", "options", "trace")
-    return [(path, v, item[v]) for path, item in document["paths"].items() for v in verbs if v in item]
-
-
-async def test_the_openapi_document_is_one(memory: Running) -> None:
-    """The document is OpenAPI 3.1: what is required is there, references lead somewhere, parameters are declared once."""
-    document = await _document(memory)
-    assert re.fullmatch(r"3\.1\.\d+", document["openapi"])
-    assert document["info"]["title"]
-    assert document["info"]["version"]
-    names = set()
-    for path, verb, operation in _operations(document):
-        where = f"{verb} {path}"
-        assert operation.get("summary"), where
-        assert operation["responses"], where
-        if "operationId" in operation:
-            assert operation["operationId"] not in names, where
-            names.add(operation["operationId"])
-        for status, answer in operation["responses"].items():
-            assert re.fullmatch(r"[1-5](\d\d|XX)|default", status), where
-            assert answer["description"], where
-        parameters = operation.get("parameters", []) + document["paths"][path].get("parameters", [])
-        keys = [(p["in"], p["name"].lower()) for p in parameters]
-        assert len(set(keys)) == len(keys), where
-        assert {n for i, n in keys if i == "path"} == set(re.findall(r"{(\w+)}", path)), where
-        for parameter in parameters:
-            assert parameter["in"] in ("query", "header", "path", "cookie"), where
-            assert "schema" in parameter or "content" in parameter, where
-            assert parameter["required"] or parameter["in"] != "path", where
-            assert parameter["name"].lower() not in ("accept", "content-type", "authorization"), where
-    for reference in re.findall(r'"\$ref":\s*"([^"]+)"', json.dumps(document)):
-        at: Any = document
-        for part in reference.removeprefix("#/").split("/"):
-            at = at[part]
-
-
-async def test_the_openapi_document_lists_what_there_is_and_nothing_else(memory: Running) -> None:
-    """Every route and method that answers is in the document, and every one in the document answers."""
-    document = await _document(memory)
-    listed: dict[str, set[str]] = {}
-    for path, verb, _ in _operations(document):
-        listed.setdefault(path, set()).add(verb.upper())
-    index = (await memory.ask("GET", "/")).body.decode()
-    assert set(re.findall(r"/(?:v1/stream/|[a-z.]+)(?=\s|$)", index)) <= set(listed)
-    for path in [*listed, "/"]:
-        target = path.replace("{name}", "a")
-        allowed = set((await memory.ask("PATCH", target))["Allow"].split(", ")) - {"OPTIONS"}
-        if "HEAD" not in listed.get(path, set()):
-            allowed.discard("HEAD")  # goes without saying where there is GET
-        assert listed.get(path) == allowed, path
-    await memory.create("a", TEXT)
-    for path, verbs in listed.items():
-        for verb in sorted(verbs - {"DELETE"}):
-            wire = await memory.connect()
-            await wire.send(request(verb, path.replace("{name}", "a"), TEXT, b"x" if verb in ("PUT", "POST") else None))
-            assert (await wire.response(verb)).status < 300, (verb, path)
-
-
-async def test_the_document_s_refusals_are_what_is_refused(memory: Running) -> None:
-    """The schema of a problem in the document fits the problems that are answered."""
-    schema = (await _document(memory))["components"]["schemas"]["Problem"]
-    problem = _problem(await memory.ask("GET", "/v1/stream/none"))
-    assert set(schema["required"]) <= set(problem)
-    types = {"string": str, "integer": int, "boolean": bool}
-    for name, property_ in schema["properties"].items():
-        assert isinstance(problem[name], types[property_["type"]]), name

@@ -1,25 +1,45 @@
-"""The OpenAPI 3.1 document of what this version serves."""
+"""The OpenAPI 3.1 document of what this hub serves."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-_STREAM_HEADERS = {
-    "Stream-Next-Offset": "Offset to read on from",
-    "Stream-Up-To-Date": "`true` when everything that exists was sent",
-    "Stream-Closed": "`true` when nothing will be appended any more, and all was sent",
-    "Stream-Cursor": "Echo as `cursor` in the next live read",
+from wayside.http.components import (
+    LIMIT,
+    PARAMETERS,
+    READ,
+    RESPONSES,
+    SCHEMAS,
+    STREAM_HEADERS,
+    TEXT,
+    WHOLE,
+    answer,
+    array,
+    header_fields,
+    json_answer,
+    object_of,
+    parameter,
+    refusals,
+    schema_of,
+    shared,
+)
+from wayside.http.interfaces import HEADERS, REFUSALS, Schemas, service_paths
+from wayside.state.calls import State
+from wayside.state.queues import Service
+
+NAME = parameter("path", "name", "The stream's path, such as `orders/eu/42`; slashes are part of it.")
+UPLOAD_HEADERS = {
+    "Tus-Resumable": "`1.0.0`",
+    "Upload-Offset": "Bytes that the hub has",
+    "Upload-Expires": "When an upload that is not complete is let go",
 }
 
 
-def document(version: str) -> dict[str, Any]:
+def document(version: str, services: Iterable[Service] = ()) -> dict[str, Any]:
     """The document as plain values."""
-    name = _parameter(
-        "path", "name", "The stream's path, such as `orders/eu/42`; slashes are part of it.", required=True
-    )
-    offset = _parameter(
-        "query", "offset", "Where to begin: `-1` (start), `now` (tail), or an offset that the hub gave."
-    )
+    schemas = Schemas(SCHEMAS)
+    declared = service_paths(services, schemas)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -27,148 +47,351 @@ def document(version: str) -> dict[str, Any]:
             "version": version,
             "description": "A record is written once, to a durable stream; every reader picks its own way to hear of it.",
         },
-        "paths": {
-            "/v1/stream/": {
-                "get": {
-                    "operationId": "listStreams",
-                    "summary": "List streams by path",
-                    "parameters": [
-                        _parameter("query", "prefix", "Only paths that begin so."),
-                        _parameter("query", "after", "Only paths after this one."),
-                        _parameter("query", "limit", "At most so many, up to 1000."),
-                    ],
-                    "responses": {"200": _answer("`{streams, next}`", json=True), **_refusals(400)},
-                }
-            },
-            "/v1/stream/{name}": {
-                "parameters": [name],
-                "get": {
-                    "operationId": "readStream",
-                    "summary": "Read: polling, long polling, server-sent events or push",
-                    "description": (
-                        "A plain GET is polling. `Prefer: wait=N` or `live=long-poll` is long polling; "
-                        "`Accept: text/event-stream` or `live=sse` is server-sent events; "
-                        "`Upgrade: websocket` is push (subprotocol `wayside.v1` for offsets and credit)."
-                    ),
-                    "parameters": [
-                        offset,
-                        _parameter("query", "live", "`long-poll` or `sse`, as the Durable Streams protocol has them."),
-                        _parameter("query", "cursor", "The last `Stream-Cursor`."),
-                        _parameter("header", "Prefer", "`wait=N`: wait up to N seconds for records (RFC 7240)."),
-                        _parameter("header", "Last-Event-ID", "Resume after this offset; wins over `offset`."),
-                        _parameter("header", "If-None-Match", "Entity tag of an earlier answer."),
-                    ],
-                    "responses": {
-                        "101": {"description": "Push over a WebSocket"},
-                        "200": _answer("Records", headers=_STREAM_HEADERS),
-                        "204": _answer("Nothing new within the wait", headers=_STREAM_HEADERS),
-                        "304": {"description": "As the entity tag says"},
-                        **_refusals(400, 404, 410, 503),
-                    },
+        "tags": [
+            {"name": "services", "description": "What workers have declared, and calls of it"},
+            {"name": "streams", "description": "Durable streams"},
+            {"name": "uploads", "description": "tus 1.0.0: an upload is a stream"},
+            {"name": "operations", "description": "For whoever runs the hub"},
+        ],
+        "paths": {**declared, **_call_paths(), **_stream_paths(), **_upload_paths(), **_operation_paths()},
+        "components": {"schemas": schemas.all, "parameters": PARAMETERS, "responses": RESPONSES},
+    }
+
+
+# -- services and calls
+
+
+def _call_paths() -> dict[str, Any]:
+    service = parameter("path", "service", "The service's name.")
+    identity = parameter("path", "id", "The call's name, as its maker was told.")
+    worker = parameter("path", "worker", "The worker's name, as it gave it when it connected.")
+    events = array(schema_of("CallEvent"))
+    return {
+        "/v1/service/": {
+            "get": {
+                "operationId": "listServices",
+                "tags": ["services"],
+                "summary": "List services",
+                "responses": {
+                    "200": json_answer("By name", object_of("", "services", services=array(schema_of("Service"))))
                 },
-                "head": {
-                    "operationId": "describeStream",
-                    "summary": "What the stream is",
-                    "responses": {"200": _answer("It exists", headers=_STREAM_HEADERS), **_refusals(404, 410)},
-                },
-                "put": {
-                    "operationId": "createStream",
-                    "summary": "Create, or fork with Stream-Forked-From; the same again changes nothing",
-                    "parameters": [
-                        _parameter("header", "Stream-Durability", "`fsync` (default), `async` or `memory`."),
-                        _parameter("header", "Stream-TTL", "Seconds without a read or write until it expires."),
-                        _parameter("header", "Stream-Expires-At", "Time of expiry (RFC 3339)."),
-                        _parameter("header", "Stream-Retention-Bytes", "Bytes to keep at least."),
-                        _parameter("header", "Stream-Retention-Age", "Seconds to keep records at least."),
-                        _parameter("header", "Stream-Closed", "`true`: the body is all there will be."),
-                        _parameter("header", "Stream-Forked-From", "URL path of the stream to fork."),
-                        _parameter("header", "Stream-Fork-Offset", "Where to fork it; its tail without this."),
-                        _parameter("header", "Stream-Fork-Sub-Offset", "Records (JSON) or bytes after that offset."),
-                    ],
-                    "requestBody": _body(),
-                    "responses": {
-                        "200": {"description": "It existed with this configuration"},
-                        "201": {"description": "Created"},
-                        **_refusals(400, 404, 409, 413, 503, 507),
-                    },
-                },
-                "post": {
-                    "operationId": "appendToStream",
-                    "summary": "Append; a JSON array is appended as its elements",
-                    "parameters": [
-                        _parameter("header", "Stream-Closed", "`true`: close after this append."),
-                        _parameter("header", "Stream-Seq", "Must be greater than the last, byte by byte."),
-                        _parameter("header", "Producer-Id", "Idempotent producer; with the two below."),
-                        _parameter("header", "Producer-Epoch", "Grows with each instance of the producer."),
-                        _parameter("header", "Producer-Seq", "0, 1, 2, ... within an epoch."),
-                    ],
-                    "requestBody": _body(),
-                    "responses": {
-                        "200": {"description": "Appended (idempotent producer)"},
-                        "204": {"description": "Appended, or had been appended before"},
-                        **_refusals(400, 403, 404, 409, 410, 413, 503, 507),
-                    },
-                },
-                "delete": {
-                    "operationId": "deleteStream",
-                    "summary": "Delete",
-                    "responses": {"204": {"description": "Deleted"}, **_refusals(404, 410)},
-                },
-            },
-            "/": {"get": _operation("What is here, as text")},
-            "/healthz": {"get": _operation("The process runs")},
-            "/readyz": {"get": _operation("It can take appends; 503 with the reason where it cannot", 503)},
-            "/metrics": {"get": _operation("Figures for Prometheus")},
-            "/openapi.json": {"get": _operation("This document")},
+            }
         },
-        "components": {
-            "schemas": {
-                "Problem": {
-                    "type": "object",
-                    "description": "RFC 9457 problem document",
-                    "required": ["type", "title", "status", "detail", "code", "retry"],
-                    "properties": {
-                        "type": {"type": "string"},
-                        "title": {"type": "string"},
-                        "status": {"type": "integer"},
-                        "detail": {"type": "string", "description": "What happened, and what to do next"},
-                        "code": {"type": "string", "description": "Stable name of the case"},
-                        "retry": {"type": "boolean", "description": "Whether the same request may succeed later"},
-                        "request_id": {"type": "string"},
+        "/v1/service/{service}": {
+            "parameters": [service],
+            "get": {
+                "operationId": "describeService",
+                "tags": ["services"],
+                "summary": "How a service is set up, and how busy it is",
+                "responses": {"200": json_answer("The service", schema_of("Service")), **refusals(404)},
+            },
+            "post": {
+                "operationId": "call",
+                "tags": ["services"],
+                "summary": "Call a service; those that are known have an operation of their own",
+                "parameters": [shared(name) for name in HEADERS],
+                "requestBody": {"content": {"*/*": {}}},
+                "responses": {
+                    "200": answer("The result", {"Wayside-Call": "The call, at /v1/call/"}),
+                    "202": {"$ref": "#/components/responses/Accepted"},
+                    **refusals(*REFUSALS, "default"),
+                },
+            },
+        },
+        "/v1/call/": {
+            "get": {
+                "operationId": "listCalls",
+                "tags": ["services"],
+                "summary": "List calls that have not ended, and that have lately; the newest first",
+                "parameters": [
+                    parameter("query", "service", "Only calls of this service."),
+                    parameter("query", "state", "Only calls in this state.", {"enum": [s.value for s in State]}),
+                    LIMIT,
+                ],
+                "responses": {
+                    "200": json_answer(
+                        "`found` counts those that were left out, too",
+                        object_of("", "calls", "found", calls=array(schema_of("Call")), found=WHOLE),
+                    ),
+                    **refusals(400),
+                },
+            }
+        },
+        "/v1/call/{id}": {
+            "parameters": [identity],
+            "get": {
+                "operationId": "readCall",
+                "tags": ["services"],
+                "summary": "How a call stands; or its events, as of any stream",
+                "description": (
+                    "A plain GET gives the `Call`, with `Prefer: wait=N` once it has ended. `offset` gives its events by "
+                    "polling, `live` by long polling or server-sent events, `Accept: text/event-stream` by server-sent "
+                    "events, `Upgrade: websocket` by push."
+                ),
+                "parameters": READ,
+                "responses": {
+                    "101": {"description": "Push over a WebSocket"},
+                    "200": {
+                        "description": "The call, or its events",
+                        "headers": header_fields(STREAM_HEADERS),
+                        "content": {
+                            "application/json": {"schema": {"oneOf": [schema_of("Call"), events]}},
+                            "text/event-stream": {"schema": TEXT, "x-item-schema": schema_of("CallEvent")},
+                        },
                     },
-                }
+                    "204": answer("No event within the wait, or none after the last", STREAM_HEADERS),
+                    "304": {"description": "As the entity tag says"},
+                    **refusals(400, 404, 410, 503),
+                },
+            },
+            "delete": {
+                "operationId": "cancelCall",
+                "tags": ["services"],
+                "summary": "Cancel a call",
+                "responses": {"200": json_answer("It is cancelled", schema_of("Call")), **refusals(404, 409, 503, 507)},
+            },
+        },
+        "/v1/call/{id}/result": {
+            "parameters": [identity],
+            "get": {
+                "operationId": "readResult",
+                "tags": ["services"],
+                "summary": "The bare result, in what `Accept` asks for",
+                "parameters": [shared("Wait")],
+                "responses": {
+                    "200": answer("The result", {"Wayside-Call": "The call"}),
+                    "202": {"$ref": "#/components/responses/Accepted"},
+                    **refusals(*REFUSALS, "default"),
+                },
+            },
+        },
+        "/v1/worker/{worker}/lease": {
+            "parameters": [worker],
+            "post": {
+                "operationId": "renewLease",
+                "tags": ["services"],
+                "summary": "A worker lives: its lease begins anew",
+                "responses": {
+                    "200": json_answer("Seconds of the lease", object_of("", "lease_s", lease_s={"type": "number"})),
+                    **refusals(403),
+                },
+            },
+        },
+        "/v1/connect": {
+            "get": {
+                "operationId": "connect",
+                "tags": ["services"],
+                "summary": "Calls, followers, publishes and workers as channels of one WebSocket",
+                "responses": {"101": {"description": "Frames in MessagePack: see docs/PROTOCOL.md"}, **refusals(400)},
             }
         },
     }
 
 
-def _parameter(where: str, name: str, text: str, *, required: bool = False) -> dict[str, Any]:
-    return {"in": where, "name": name, "description": text, "required": required, "schema": {"type": "string"}}
+# -- streams
+
+
+def _stream_paths() -> dict[str, Any]:
+    return {
+        "/v1/stream/": {
+            "get": {
+                "operationId": "listStreams",
+                "tags": ["streams"],
+                "summary": "List streams by path",
+                "parameters": [
+                    parameter("query", "prefix", "Only paths that begin so."),
+                    parameter("query", "after", "Only paths after this one."),
+                    LIMIT,
+                ],
+                "responses": {"200": json_answer("`{streams, next}`", {"type": "object"}), **refusals(400)},
+            }
+        },
+        "/v1/stream/{name}": {
+            "parameters": [NAME],
+            "get": {
+                "operationId": "readStream",
+                "tags": ["streams"],
+                "summary": "Read: polling, long polling, server-sent events or push",
+                "description": (
+                    "A plain GET is polling. `Prefer: wait=N` or `live=long-poll` is long polling; "
+                    "`Accept: text/event-stream` or `live=sse` is server-sent events; "
+                    "`Upgrade: websocket` is push (subprotocol `wayside.v1` for offsets and credit)."
+                ),
+                "parameters": [
+                    *READ,
+                ],
+                "responses": {
+                    "101": {"description": "Push over a WebSocket"},
+                    "200": answer("Records", STREAM_HEADERS),
+                    "204": answer("Nothing new within the wait", STREAM_HEADERS),
+                    "304": {"description": "As the entity tag says"},
+                    **refusals(400, 404, 410, 503),
+                },
+            },
+            "head": {
+                "operationId": "describeStream",
+                "tags": ["streams"],
+                "summary": "What the stream is",
+                "responses": {"200": answer("It exists", STREAM_HEADERS), **refusals(400, 404, 410)},
+            },
+            "put": {
+                "operationId": "createStream",
+                "tags": ["streams"],
+                "summary": "Create, or fork with Stream-Forked-From; the same again changes nothing",
+                "parameters": [
+                    parameter("header", "Stream-Durability", "`fsync` (default), `async` or `memory`."),
+                    parameter("header", "Stream-TTL", "Seconds without a read or write until it expires."),
+                    parameter("header", "Stream-Expires-At", "Time of expiry (RFC 3339)."),
+                    parameter("header", "Stream-Retention-Bytes", "Bytes to keep at least."),
+                    parameter("header", "Stream-Retention-Age", "Seconds to keep records at least."),
+                    parameter("header", "Stream-Closed", "`true`: the body is all there will be."),
+                    parameter("header", "Stream-Forked-From", "URL path of the stream to fork."),
+                    parameter("header", "Stream-Fork-Offset", "Where to fork it; its tail without this."),
+                    parameter("header", "Stream-Fork-Sub-Offset", "Records (JSON) or bytes after that offset."),
+                ],
+                "requestBody": _body(),
+                "responses": {
+                    "200": {"description": "It existed with this configuration"},
+                    "201": {"description": "Created", "links": _LINKS},
+                    **refusals(400, 404, 409, 413, 503, 507),
+                },
+            },
+            "post": {
+                "operationId": "appendToStream",
+                "tags": ["streams"],
+                "summary": "Append; a JSON array is appended as its elements",
+                "parameters": [
+                    parameter("header", "Stream-Closed", "`true`: close after this append."),
+                    parameter("header", "Stream-Seq", "Must be greater than the last, byte by byte."),
+                    parameter("header", "Producer-Id", "Idempotent producer; with the two below."),
+                    parameter("header", "Producer-Epoch", "Grows with each instance of the producer."),
+                    parameter("header", "Producer-Seq", "0, 1, 2, ... within an epoch."),
+                ],
+                "requestBody": _body(),
+                "responses": {
+                    "200": {"description": "Appended (idempotent producer)"},
+                    "204": {"description": "Appended, or had been appended before"},
+                    **refusals(400, 403, 404, 409, 410, 413, 503, 507),
+                },
+            },
+            "delete": {
+                "operationId": "deleteStream",
+                "tags": ["streams"],
+                "summary": "Delete",
+                "responses": {"204": {"description": "Deleted"}, **refusals(400, 404, 410, 503, 507)},
+            },
+        },
+    }
+
+
+_LINKS = {
+    operation: {"operationId": operation, "parameters": {"name": "$request.path.name"}}
+    for operation in ("readStream", "describeStream", "appendToStream", "deleteStream")
+}
 
 
 def _body() -> dict[str, Any]:
     return {"content": {"application/json": {}, "text/plain": {}, "application/octet-stream": {}}}
 
 
-def _answer(text: str, *, headers: dict[str, str] | None = None, json: bool = False) -> dict[str, Any]:
-    answer: dict[str, Any] = {"description": text}
-    if headers:
-        answer["headers"] = {n: {"description": d, "schema": {"type": "string"}} for n, d in headers.items()}
-    if json:
-        answer["content"] = {"application/json": {"schema": {"type": "object"}}}
-    return answer
+# -- uploads
 
 
-def _refusals(*statuses: int) -> dict[str, Any]:
-    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+def _upload_paths() -> dict[str, Any]:
+    version, checksum = shared("TusResumable"), shared("UploadChecksum")
+    length = shared("UploadLength")
+    body = {"content": {"application/offset+octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+    where = {"Location": "URL of the upload", "Wayside-Stream": "The stream that it is", **UPLOAD_HEADERS}
+    spoken = dict.fromkeys(("Tus-Version", "Tus-Extension", "Tus-Max-Size"), "What of tus is spoken")
+
+    def operation(identity: str, summary: str, *parameters: Any, **more: Any) -> dict[str, Any]:
+        tagged = {"operationId": identity, "tags": ["uploads"], "summary": summary}
+        return {**tagged, "parameters": [*parameters], **more} if parameters else {**tagged, **more}
+
+    options = {"responses": {"204": answer("What is spoken", spoken)}}
     return {
-        str(s): {
-            "description": "Refused; the problem document says why",
-            "content": {"application/problem+json": schema},
-        }
-        for s in statuses
+        "/v1/upload/": {
+            "options": operation("describeUploads", "What of tus is spoken", **options),
+            "post": operation(
+                "createUpload",
+                "Begin an upload",
+                *(version, length, checksum),
+                parameter("header", "Upload-Defer-Length", "`1`: the length is not known yet.", {"const": "1"}),
+                parameter("header", "Upload-Metadata", "Names, each with a value in base64, between commas."),
+                requestBody=body,
+                responses={
+                    "201": answer("Created", where),
+                    **refusals(400, 412, 413, 415, 460, 501, 503, 507),
+                },
+            ),
+        },
+        "/v1/upload/{id}": {
+            "parameters": [parameter("path", "id", "The upload, as `Location` had it.")],
+            "options": operation("describeUpload", "What of tus is spoken", **options),
+            "head": operation(
+                "readUploadOffset",
+                "How far an upload is",
+                version,
+                responses={"200": answer("Where to go on", where), **refusals(404, 412)},
+            ),
+            "get": operation(
+                "readUpload",
+                "Where its bytes are",
+                responses={"303": answer("The stream", {"Location": "URL of the stream"}), **refusals(404)},
+            ),
+            "patch": operation(
+                "fillUpload",
+                "Append to an upload",
+                *(version, length, checksum),
+                parameter("header", "Upload-Offset", "Where the body begins.", WHOLE, required=True),
+                requestBody={**body, "required": True},
+                responses={
+                    "204": answer("It has the body", UPLOAD_HEADERS),
+                    **refusals(400, 404, 409, 412, 413, 415, 423, 460, 503, 507),
+                },
+            ),
+            "post": operation(
+                "overrideUpload",
+                "PATCH or DELETE, for clients that can send neither",
+                *(version, length, checksum),
+                parameter("header", "X-HTTP-Method-Override", "The method.", {"enum": ["PATCH", "DELETE"]}),
+                parameter("header", "Upload-Offset", "Where the body begins.", WHOLE),
+                requestBody=body,
+                responses={
+                    "204": answer("As of that method", UPLOAD_HEADERS),
+                    **refusals(400, 404, 405, 409, 412, 413, 415, 423, 460, 503, 507),
+                },
+            ),
+            "delete": operation(
+                "deleteUpload",
+                "Delete an upload and its stream",
+                version,
+                responses={"204": {"description": "Deleted"}, **refusals(404, 412, 503, 507)},
+            ),
+        },
     }
 
 
-def _operation(text: str, *statuses: int) -> dict[str, Any]:
-    return {"summary": text, "responses": {"200": {"description": text}, **_refusals(*statuses)}}
+# -- operations
+
+
+def _operation_paths() -> dict[str, Any]:
+    health = json_answer("It is well", object_of("", "status", status=TEXT, reason=TEXT))
+    text = {"description": "Text", "content": {"text/plain": {"schema": TEXT}}}
+    ready = {**health, "description": "`reason` says why not"}
+    return {
+        "/": {"get": _page("What is here, as text", {"200": text})},
+        "/healthz": {"get": _page("The process runs", {"200": health})},
+        "/readyz": {"get": _page("It can take appends", {"200": health, "503": ready})},
+        "/metrics": {"get": _page("Figures for Prometheus", {"200": text})},
+        "/wayside.js": {
+            "get": _page(
+                "The client for browsers", {"200": answer("A module"), "304": answer("As the entity tag says")}
+            )
+        },
+        "/openapi.json": {"get": _page("This document", {"200": json_answer("OpenAPI 3.1", {"type": "object"})})},
+    }
+
+
+def _page(summary: str, responses: dict[str, Any]) -> dict[str, Any]:
+    return {"summary": summary, "tags": ["operations"], "responses": responses}

@@ -1,9 +1,13 @@
-"""Operations: health, readiness, metrics (Prometheus), the OpenAPI document, a page that says what is here."""
+"""Operations: health, readiness, metrics (Prometheus), the OpenAPI document, the client for browsers, a page that says what
+is here."""
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
+from functools import cache, partial
+from importlib import resources
 from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,15 +15,21 @@ import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from wayside.answers import matches
+from wayside.calls import Calls
 from wayside.contracts import Log, Statistics
 from wayside.exchange import Exchange
 from wayside.http.openapi import document
+from wayside.state.queues import ServiceSpec
 
 if TYPE_CHECKING:
     from wayside.http.server import Server
 
 _JSON = b"Content-Type: application/json\r\nCache-Control: no-store\r\n"
 _TEXT = b"Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n"
+_MODULE = b"Content-Type: text/javascript; charset=utf-8\r\nCache-Control: no-cache\r\nVary: Origin\r\n"
+_SCRIPTS = ("wayside.js", "wayside/connection.js", "wayside/msgpack.js")
+"""Of wayside.browser: a module and what it imports."""
 
 
 class Observed(Log, Protocol):
@@ -59,8 +69,9 @@ class Buckets:
 class Operations:
     """What runs the hub beside its streams."""
 
-    def __init__(self, log: Observed, version: str) -> None:
+    def __init__(self, log: Observed, version: str, calls: Calls) -> None:
         self._log = log
+        self._calls = calls
         self._version = version
         self.server: Server | None = None
         self.ready = False
@@ -69,13 +80,16 @@ class Operations:
         self._commit_s = Buckets(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1, 5)
         self._commit_appends = Buckets(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
         log.on_commit = self._on_commit
-        self._openapi: bytes | None = None
+        self._openapi = b""
+        self._described: list[ServiceSpec] | None = None
+        """What ``_openapi`` was made of."""
         self._pages: dict[str, Callable[[Exchange], None]] = {
             "/": self._index,
             "/healthz": self._healthz,
             "/readyz": self._readyz,
             "/metrics": self._metrics,
             "/openapi.json": self._openapi_json,
+            **{f"/{name}": partial(_script, name) for name in _SCRIPTS},
         }
 
     def find(self, path: str) -> Callable[[Exchange], None] | None:
@@ -90,7 +104,14 @@ class Operations:
             f"Wayside {self._version}\n\n"
             "Streams       /v1/stream/          list\n"
             "One stream    /v1/stream/NAME      PUT creates, POST appends, GET reads, HEAD tells, DELETE deletes\n"
+            "Services      /v1/service/         list\n"
+            "One service   /v1/service/NAME     POST calls it, GET tells\n"
+            "Calls         /v1/call/            list\n"
+            "One call      /v1/call/ID          GET reads, DELETE cancels; /v1/call/ID/result is the bare result\n"
+            "Uploads       /v1/upload/          POST begins one (tus 1.0.0)\n"
+            "Many at once  /v1/connect          a WebSocket\n"
             "Operations    /healthz  /readyz  /metrics  /openapi.json\n"
+            "In a browser  /wayside.js            import { connect } from it\n"
         )
         exchange.respond(200, _TEXT, text.encode())
 
@@ -112,8 +133,11 @@ class Operations:
         )
 
     def _openapi_json(self, exchange: Exchange) -> None:
-        if self._openapi is None:
-            self._openapi = msgspec.json.encode(document(self._version))
+        services = [service for _, service in sorted(self._calls.services.items())]
+        specs = [service.spec for service in services]
+        if specs != self._described:  # the same objects, while nothing is declared anew
+            self._openapi = msgspec.json.encode(document(self._version, services))
+            self._described = specs
         exchange.respond(200, _JSON, self._openapi)
 
     def collect(self) -> Iterable[Metric]:
@@ -150,6 +174,7 @@ class Operations:
         )
         for name, text, value in gauges:
             yield GaugeMetricFamily(name, text, value=value)
+        yield from self._of_calls()
         if self.server is not None:
             yield GaugeMetricFamily("wayside_connections", "Open connections.", value=len(self.server.connections))
             responses = CounterMetricFamily("wayside_responses", "HTTP answers by class of status.", labels=["status"])
@@ -157,3 +182,37 @@ class Operations:
                 if digit:
                     responses.add_metric([f"{digit}xx"], number)
             yield responses
+
+    def _of_calls(self) -> Iterable[Metric]:
+        calls = self._calls
+        ended = CounterMetricFamily("wayside_calls", "Calls that have ended.", labels=["service", "state"])
+        for (name, state), number in calls.ledger.ended.items():
+            ended.add_metric([name, state], number)
+        yield ended
+        yield CounterMetricFamily("wayside_attempts", "Attempts that workers were given.", value=calls.attempts)
+        yield CounterMetricFamily("wayside_fenced", "Reports of attempts that others have.", value=calls.fenced)
+        running = GaugeMetricFamily("wayside_calls_running", "Attempts under way.", labels=["service"])
+        waiting = GaugeMetricFamily("wayside_calls_waiting", "Calls that wait for their turn.", labels=["service"])
+        for service in calls.services.values():
+            running.add_metric([service.name], service.running)
+            waiting.add_metric([service.name], service.waiting + service.delayed)
+        yield running
+        yield waiting
+        yield GaugeMetricFamily("wayside_calls_open", "Calls that have not ended.", value=len(calls.ledger.open))
+        yield GaugeMetricFamily("wayside_workers", "Workers whose lease runs.", value=len(calls.workers))
+
+
+def _script(name: str, exchange: Exchange) -> None:
+    """Answer with a module of the client for browsers; browsers ask each time whether it has changed."""
+    body, etag = _script_and_tag(name)
+    headers = _MODULE + b"ETag: %b\r\n" % etag.encode()
+    if matches(exchange.request.headers.get("if-none-match"), etag):
+        exchange.respond(304, headers)
+    else:
+        exchange.respond(200, headers, body)
+
+
+@cache
+def _script_and_tag(name: str) -> tuple[bytes, str]:
+    body = resources.files("wayside").joinpath("browser", name).read_bytes()
+    return body, f'"{hashlib.sha256(body).hexdigest()[:16]}"'

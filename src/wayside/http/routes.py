@@ -5,28 +5,43 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-from wayside.contracts import Log
+from wayside.calls import Calls
+from wayside.contracts import Log, StreamView
 from wayside.errors import BadRequest, MethodNotAllowed, NotFound, Refusal
-from wayside.exchange import Exchange, Request
+from wayside.exchange import Exchange, Request, preferred_wait_s
 from wayside.http.operations import Operations
-from wayside.model import require_path
-from wayside.patterns import lifecycle, long_polling, polling, publishing, push, sse
+from wayside.model import require_path, require_public
+from wayside.patterns import calling, lifecycle, long_polling, polling, publishing, push, sse, uploading
+from wayside.patterns.multiplexing import Connections
 
 Handler = Callable[[Exchange], None]
+Reader = Callable[..., None]
+"""Answers a read: given the exchange, the stream, and ``first``, a position before which nothing is for readers."""
 
 STREAMS = "/v1/stream/"
-METHODS = "GET, HEAD, PUT, POST, DELETE, OPTIONS"
+SERVICES = "/v1/service/"
+CALLS = "/v1/call/"
+WORKERS = "/v1/worker/"
+CONNECT = "/v1/connect"
+UPLOADS = "/v1/upload/"
+METHODS = "GET, HEAD, PUT, POST, PATCH, DELETE, OPTIONS"
+"""Of all that is served."""
 REQUEST_HEADERS = (
-    "Accept, Authorization, Content-Type, If-None-Match, Last-Event-ID, Prefer, Producer-Epoch, Producer-Id, "
+    "Accept, Authorization, Content-Type, Idempotency-Key, If-None-Match, Last-Event-ID, Prefer, Producer-Epoch, Producer-Id, "
     "Producer-Seq, Stream-Closed, Stream-Durability, Stream-Expires-At, Stream-Fork-Offset, Stream-Fork-Sub-Offset, "
-    "Stream-Forked-From, Stream-Retention-Age, Stream-Retention-Bytes, Stream-Seq, Stream-TTL, X-Request-Id"
+    "Stream-Forked-From, Stream-Retention-Age, Stream-Retention-Bytes, Stream-Seq, Stream-TTL, "
+    "Tus-Resumable, Upload-Checksum, Upload-Defer-Length, Upload-Length, Upload-Metadata, Upload-Offset, "
+    "Wayside-Callback, Wayside-Delay, Wayside-Priority, X-HTTP-Method-Override, X-Request-Id, X-Requested-With"
 )
 RESPONSE_HEADERS = (
     "ETag, Location, Preference-Applied, Producer-Epoch, Producer-Expected-Seq, Producer-Received-Seq, Producer-Seq, "
     "Retry-After, Stream-Bytes, Stream-Closed, Stream-Cursor, Stream-Durability, Stream-Earliest-Offset, "
     "Stream-Expires-At, Stream-Next-Offset, Stream-Retention-Age, Stream-Retention-Bytes, Stream-SSE-Data-Encoding, "
-    "Stream-TTL, Stream-Up-To-Date, X-Request-Id"
+    "Stream-TTL, Stream-Up-To-Date, Tus-Checksum-Algorithm, Tus-Extension, Tus-Max-Size, Tus-Resumable, Tus-Version, "
+    "Upload-Defer-Length, Upload-Expires, Upload-Length, Upload-Metadata, Upload-Offset, Wayside-Call, Wayside-Stream, "
+    "X-Request-Id"
 )
 CORS = b"Access-Control-Allow-Origin: *\r\nAccess-Control-Expose-Headers: %b\r\n" % RESPONSE_HEADERS.encode()
 PREFLIGHT = (
@@ -38,9 +53,12 @@ PREFLIGHT = (
 class Routes:
     """From a request head to a handler. ``prefix`` is where the hub is mounted: empty, or like ``/wayside``."""
 
-    def __init__(self, log: Log, operations: Operations) -> None:
+    def __init__(self, log: Log, operations: Operations, calls: Calls, connections: Connections) -> None:
         self._log = log
+        self._calls = calls
+        self._connections = connections
         self._operations = operations
+        self._uploads = uploading.Uploads(log)
 
     def resolve(self, request: Request, prefix: str = "") -> Handler:
         """What answers the request; a refusal is a handler too."""
@@ -50,28 +68,46 @@ class Routes:
             return partial(_refuse, refusal)
 
     def _resolve(self, request: Request, prefix: str) -> Handler:
-        if request.method == "OPTIONS":
-            return _preflight
         path = request.path
+        if path.startswith(UPLOADS) or path == UPLOADS[:-1]:
+            return self._upload(request, path[len(UPLOADS) :], prefix)
+        if request.method == "OPTIONS":
+            return partial(_preflight, _allowed(path))
         if path.startswith(STREAMS) or path == STREAMS[:-1]:
             return self._stream(request, path[len(STREAMS) :], prefix + STREAMS)
+        if path.startswith(SERVICES) or path == SERVICES[:-1]:
+            return self._service(request, path[len(SERVICES) :], prefix)
+        if path.startswith(CALLS) or path == CALLS[:-1]:
+            return self._call(request, path[len(CALLS) :])
+        if path == CONNECT:
+            if request.method != "GET":
+                raise _not_allowed(request, _allowed(path))
+            return self._connections.accept
+        if path.startswith(WORKERS) and path.endswith("/lease"):
+            if request.method != "POST":
+                raise _not_allowed(request, _allowed(path))
+            worker = path[len(WORKERS) : -len("/lease")]
+            return lambda exchange: calling.renew_lease(exchange, self._connections.leases, worker)
         found = self._operations.find(path)
         if found is None:
             raise NotFound(
-                f"There is nothing at {path[:200]}. Streams are at {STREAMS}NAME; see /openapi.json.", code="not-found"
+                f"There is nothing at {path[:200]}. Streams are at {STREAMS}NAME, services at {SERVICES}NAME; see "
+                "/openapi.json.",
+                code="not-found",
             )
         if request.method not in ("GET", "HEAD"):
-            raise _not_allowed(request, "GET, HEAD, OPTIONS")
+            raise _not_allowed(request, _allowed(path))
         return found
 
     def _stream(self, request: Request, name: str, base: str) -> Handler:
         log = self._log
         if not name:
             if request.method != "GET":
-                raise _not_allowed(request, "GET, OPTIONS")
+                raise _not_allowed(request, _allowed(request.path))
             return lambda exchange: lifecycle.list_streams(exchange, log)
         path = name
         require_path(path, log.limits.path_bytes_max)
+        require_public(path)
         match request.method:
             case "POST" if publishing.is_plain(request):
                 return publishing.plain(request, log, path)
@@ -85,27 +121,94 @@ class Routes:
                 return lambda exchange: lifecycle.head(exchange, log.find(path, touch=False))
             case "GET":
                 return self._read(request, path)
-        raise _not_allowed(request, METHODS)
+        raise _not_allowed(request, _allowed(request.path))
+
+    def _service(self, request: Request, name: str, prefix: str) -> Handler:
+        calls = self._calls
+        if request.method == "POST" and name:
+            events = None
+            if _accepts_events(request.headers.get("accept", "")):
+                events = partial(_events, self._log, first=1)
+            return lambda exchange: calling.call_service(exchange, calls, name, prefix + CALLS, events)
+        if request.method != "GET":
+            raise _not_allowed(request, _allowed(request.path))
+        if not name:
+            return lambda exchange: calling.list_services(exchange, calls)
+        return lambda exchange: calling.describe_service(exchange, calls, name)
+
+    def _call(self, request: Request, name: str) -> Handler:
+        """A call is a stream: it is read like one, but for its status, which is what a plain GET asks for."""
+        calls = self._calls
+        if not name:
+            if request.method != "GET":
+                raise _not_allowed(request, _allowed(request.path))
+            return lambda exchange: calling.list_calls(exchange, calls)
+        identity, _, rest = name.partition("/")
+        if rest not in ("", "result"):
+            raise NotFound(f"A call has /result, and nothing at /{rest[:80]}.", code="not-found")
+        if request.method == "DELETE" and not rest:
+            return lambda exchange: calling.cancel(exchange, calls, identity)
+        if request.method != "GET":
+            raise _not_allowed(request, _allowed(request.path))
+        wait_s = preferred_wait_s(request.headers.get("prefer"))
+        read = None if rest else self._reader(request, as_stream=False)
+        if read is None:
+            return lambda exchange: calling.read_status(exchange, calls, identity, wait_s, result=bool(rest))
+        reader = read
+        return lambda exchange: calling.with_stream(exchange, calls, identity, partial(reader, first=1))
+
+    def _upload(self, request: Request, identity: str, prefix: str) -> Handler:
+        uploads = self._uploads
+        allow = "GET, HEAD, POST, PATCH, DELETE, OPTIONS" if identity else "POST, OPTIONS"
+        match uploading.method_of(request):
+            case "OPTIONS":
+                return lambda exchange: uploads.options(exchange, PREFLIGHT + b"Allow: %b\r\n" % allow.encode())
+            case "POST" if not identity:
+                request.takes_pieces = uploading.in_pieces(request)
+                return lambda exchange: uploads.create(exchange, prefix + UPLOADS, prefix + STREAMS)
+            case "PATCH" if identity:
+                request.takes_pieces = uploading.in_pieces(request)
+                return lambda exchange: uploads.patch(exchange, identity)
+            case "HEAD" if identity:
+                return lambda exchange: uploads.head(exchange, identity, prefix + STREAMS)
+            case "DELETE" if identity:
+                return lambda exchange: uploads.delete(exchange, identity)
+            case "GET" if identity:
+                return lambda exchange: uploads.get(exchange, identity, prefix + STREAMS)
+        raise uploading.said(_not_allowed(request, allow))
 
     def _read(self, request: Request, path: str) -> Handler:
+        log = self._log
+        read = self._reader(request, as_stream=True)
+        assert read is not None
+        return lambda exchange: read(exchange, log.find(path))
+
+    def _reader(self, request: Request, *, as_stream: bool) -> Reader | None:
+        """What reads a stream as the headers choose; None where they choose nothing, and it is no stream to read."""
         log = self._log
         headers = request.headers
         _one_offset(request)
         live = request.one("live")
-        wait_s = long_polling.preferred_wait_s(headers.get("prefer"))
+        wait_s = preferred_wait_s(headers.get("prefer"))
         if headers.get("upgrade", "").lower() == "websocket" and not request.version_10:
-            return lambda exchange: push.read(exchange, log, log.find(path))
+            return lambda exchange, stream, **at: push.read(exchange, log, stream, **at)
         if live == "long-poll":
-            return lambda exchange: long_polling.read(exchange, log, log.find(path), None)
+            return lambda exchange, stream, **at: long_polling.read(exchange, log, stream, None, **at)
         if live == "sse":
-            return lambda exchange: sse.read(exchange, log, log.find(path), protocol=True)
+            return lambda exchange, stream, **at: sse.read(exchange, log, stream, protocol=True, **at)
         if live is not None:
             raise BadRequest(f"live is long-poll or sse, not {live[:40]!r}.", code="parameter-invalid")
         if _accepts_events(headers.get("accept", "")):
-            return lambda exchange: sse.read(exchange, log, log.find(path), protocol=False)
+            return partial(_events, log)
+        if not as_stream and request.one("offset") is None:
+            return None
         if wait_s is not None:
-            return lambda exchange: long_polling.read(exchange, log, log.find(path), wait_s)
-        return lambda exchange: polling.read(exchange, log, log.find(path))
+            return lambda exchange, stream, **at: long_polling.read(exchange, log, stream, wait_s, **at)
+        return lambda exchange, stream, **at: polling.read(exchange, log, stream, **at)
+
+
+def _events(log: Log, exchange: Exchange, stream: StreamView, **more: Any) -> None:
+    sse.read(exchange, log, stream, protocol=False, **more)
 
 
 def _accepts_events(accept: str) -> bool:
@@ -124,6 +227,25 @@ def _one_offset(request: Request) -> None:
         )
 
 
+_ALLOW = (
+    (STREAMS, "GET", "GET, HEAD, PUT, POST, DELETE"),
+    (SERVICES, "GET", "GET, POST"),
+    (CALLS, "GET", "GET, DELETE"),
+    (WORKERS, "POST", "POST"),
+    (CONNECT, "GET", "GET"),
+)
+"""Beginning of a path; methods there, and below it."""
+
+
+def _allowed(path: str) -> str:
+    """Methods of what is at a path, as ``Allow`` has them."""
+    for start, root, below in _ALLOW:
+        if path.startswith(start) or path == start[:-1]:
+            methods = root if len(path) <= len(start) else below
+            return f"{'GET' if path.endswith('/result') and start == CALLS else methods}, OPTIONS"
+    return "GET, HEAD, OPTIONS"
+
+
 def _not_allowed(request: Request, allow: str) -> MethodNotAllowed:
     return MethodNotAllowed(f"{request.method} is not possible here; use {allow}.", headers={"Allow": allow})
 
@@ -132,5 +254,5 @@ def _refuse(refusal: Refusal, exchange: Exchange) -> None:
     exchange.refuse(refusal)
 
 
-def _preflight(exchange: Exchange) -> None:
-    exchange.respond(204, PREFLIGHT + b"Allow: %b\r\n" % METHODS.encode())
+def _preflight(allow: str, exchange: Exchange) -> None:
+    exchange.respond(204, PREFLIGHT + b"Allow: %b\r\n" % allow.encode())

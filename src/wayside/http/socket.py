@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from websockets.exceptions import InvalidHeaderValue
 from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import Protocol, Side, State
-from websockets.utils import accept_key
+from websockets.utils import accept_key, apply_mask
 
 from wayside.contracts import Reader
 from wayside.errors import BadRequest
 from wayside.exchange import Request
+from wayside.limits import Limits
 
 if TYPE_CHECKING:
     from wayside.http.connection import Connection
@@ -67,17 +68,42 @@ _frames = NativeFrames()
 class NativeSocket:
     """An accepted WebSocket on a :class:`Connection`."""
 
-    __slots__ = ("_connection", "_ended", "_fragments", "_in_text", "_on_text", "_protocol")
+    __slots__ = (
+        "_binary_max",
+        "_connection",
+        "_ended",
+        "_fragments",
+        "_held",
+        "_missing",
+        "_on_binary",
+        "_on_text",
+        "_opcode",
+        "_protocol",
+    )
 
     frames = _frames
 
-    def __init__(self, connection: Connection, on_text: Callable[[str], None], message_bytes_max: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        on_text: Callable[[str], None],
+        on_binary: Callable[[bytes], None] | None,
+        limits: Limits,
+    ) -> None:
         self._connection = connection
         self._on_text = on_text
-        self._protocol = Protocol(Side.SERVER, state=State.OPEN, max_size=message_bytes_max)
+        self._on_binary = on_binary
+        """None: binary messages are not kept."""
+        size = limits.body_bytes_max if on_binary is not None else limits.body_memory_bytes_max
+        self._binary_max = size
+        self._protocol = Protocol(Side.SERVER, state=State.OPEN, max_size=size)
+        self._held: list[bytes] = []
+        """The beginning of a frame whose rest is to come."""
+        self._missing = 0
+        """Bytes of it that are known to be missing."""
         self._fragments: list[bytes] = []
-        self._in_text = False
-        """Whether the message whose fragments come is text; others are not kept."""
+        self._opcode = Opcode.TEXT
+        """Of the message whose fragments come."""
         self._ended = False
         """Our close frame is out: nothing may follow it."""
 
@@ -100,18 +126,61 @@ class NativeSocket:
 
     def receive(self, data: bytes) -> None:
         """Bytes from the client."""
+        if self._on_binary is None:
+            self._general(data)
+            return
+        if self._held:
+            self._held.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                return
+            data = b"".join(self._held)
+            self._held.clear()
+        at, size = 0, len(data)
+        self._missing = 0
+        while size - at >= 6:
+            # Whole binary frames of one fragment are taken here (RFC 6455 section 5.2): they are what clients of
+            # /v1/connect send; all else goes to the library, frame by frame.
+            length, head = data[at + 1] & 0x7F, 6
+            if length == 126:
+                length, head = int.from_bytes(data[at + 2 : at + 4], "big"), 8
+            elif length == 127:
+                if size - at < 10:
+                    break
+                length, head = int.from_bytes(data[at + 2 : at + 10], "big"), 14
+            end = at + head + length
+            plain = data[at] == 0x82 and data[at + 1] & 0x80 and not self._fragments
+            if length > self._binary_max:
+                end, plain = size, False  # refused by what it says of itself
+            if end > size:
+                self._missing = end - size
+                break
+            if plain and not self._ended:
+                self._on_binary(apply_mask(data[at + head : end], data[at + head - 4 : at + head]))
+            else:
+                self._general(data[at:end])
+            at = end
+        if at < size:
+            self._held.append(data[at:])
+
+    def _general(self, data: bytes) -> None:
         protocol = self._protocol
         protocol.receive_data(data)
         for event in protocol.events_received():
             assert isinstance(event, Frame)
             if event.opcode is Opcode.TEXT or event.opcode is Opcode.BINARY:
-                self._in_text = event.opcode is Opcode.TEXT
-            if self._in_text and (event.opcode is Opcode.TEXT or event.opcode is Opcode.CONT) and not self._ended:
+                self._opcode = event.opcode
+            kept = self._opcode is Opcode.TEXT or self._on_binary is not None
+            if kept and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT) and not self._ended:
                 if event.data:
                     self._fragments.append(bytes(event.data))
                 if event.fin:
                     message = b"".join(self._fragments)
                     self._fragments.clear()
+                    if self._opcode is Opcode.BINARY:
+                        assert self._on_binary is not None
+                        self._on_binary(message)
+                        continue
                     try:
                         text = message.decode()
                     except UnicodeDecodeError:

@@ -13,20 +13,10 @@ from wayside.exchange import Exchange, position_of
 PATTERN = "long-polling"
 
 
-def preferred_wait_s(prefer: str | None) -> float | None:
-    """Seconds of the preference ``wait`` (RFC 7240 section 4.3); None without it or where it makes no sense."""
-    for preference in (prefer or "").split(","):
-        name, _, value = preference.partition(";")[0].partition("=")
-        if name.strip().lower() == "wait":
-            value = value.strip().strip('"')
-            return float(value) if value.isascii() and value.isdecimal() and len(value) < 9 else None
-    return None
-
-
-def read(exchange: Exchange, log: Log, stream: StreamView, wait_s: float | None) -> None:
+def read(exchange: Exchange, log: Log, stream: StreamView, wait_s: float | None, *, first: int = 0) -> None:
     """Answer a GET that waits: ``wait_s`` seconds as preferred, or None for the protocol's ``live=long-poll``."""
     request = exchange.request
-    position = position_of(request, stream, required=wait_s is None)
+    position = position_of(request, stream, first=first, required=wait_s is None)
     applied = b""
     if wait_s is None:
         seconds = log.limits.long_poll_s

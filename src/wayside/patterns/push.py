@@ -22,10 +22,10 @@ SUBPROTOCOL = "wayside.v1"
 CREDIT_MAX = 1_000_000
 
 
-def read(exchange: Exchange, log: Log, stream: StreamView) -> None:
+def read(exchange: Exchange, log: Log, stream: StreamView, *, first: int = 0) -> None:
     """Answer an upgrade."""
     request = exchange.request
-    position = position_of(request, stream)
+    position = position_of(request, stream, first=first)
     offered = [name.strip() for name in request.headers.get("sec-websocket-protocol", "").split(",")]
     enveloped = SUBPROTOCOL in offered
     session = _Session()

@@ -23,14 +23,16 @@ RETRY_MS = 1000
 _HEADERS = b"Content-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\n"
 
 
-def read(exchange: Exchange, log: Log, stream: StreamView, *, protocol: bool) -> None:
-    """Answer a GET with events; ``protocol`` chooses the dialect of ``live=sse``."""
+def read(
+    exchange: Exchange, log: Log, stream: StreamView, *, protocol: bool, first: int = 0, fields: bytes = b""
+) -> None:
+    """Answer a GET with events; ``protocol`` chooses the dialect of ``live=sse``, ``fields`` are more header fields."""
     request = exchange.request
-    position = position_of(request, stream, required=protocol)
+    position = position_of(request, stream, first=first, required=protocol)
     if not protocol and stream.closed and position >= stream.tail and "last-event-id" in request.headers:
         exchange.respond(204, head_fields(stream, stream.tail, etag=None, cache=b"no-store"))  # EventSource stops
         return
-    headers = _HEADERS
+    headers = _HEADERS + fields
     if not stream.config.is_text:
         headers += b"Stream-SSE-Data-Encoding: base64\r\n"
     name, frame = exchange.framing

@@ -1,0 +1,1 @@
+"""State machines without I/O: values and events in, values out; time is a parameter."""

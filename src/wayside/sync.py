@@ -1,0 +1,179 @@
+"""The client, blocking: the same names as :mod:`wayside.client.aio`, for programs without an event loop.
+
+    with wayside.sync.connect("http://127.0.0.1:7070") as hub:
+        thumb = hub.call("images.thumbnail", data, width=128, timeout=5)
+
+One background thread runs the connection for all of a program's threads; every method may be called from any of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Any, TypeVar
+
+from wayside.client.aio import CallHandle, Client, Via
+from wayside.client.channels import Channels, WebSocket
+from wayside.client.values import CallEvent, CallStatus
+from wayside.model import Record
+
+__all__ = ["BlockingClient", "BlockingHandle", "connect"]
+
+T = TypeVar("T")
+
+
+class _Portal:
+    """A thread with an event loop."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="wayside-client", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if self.closed or threading.current_thread() is self._thread:
+            coroutine.close()
+            raise RuntimeError("The client is closed, or is used from its own thread.")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
+
+    def iterate(self, values: AsyncIterator[T]) -> Iterator[T]:
+        end: Any = object()
+        try:
+            while (value := self.run(_next(values, end))) is not end:
+                yield value
+        finally:
+            close = getattr(values, "aclose", None)
+            if close is not None and not self.closed:
+                if threading.current_thread() is self._thread:  # the garbage collector may run anywhere
+                    self._loop.create_task(close())
+                else:
+                    self.run(close())
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _cancel_others() -> None:
+    """Let nobody wait for what will not come."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=1.0)
+
+
+async def _next(values: AsyncIterator[T], end: T) -> T:
+    return await anext(values, end)
+
+
+class BlockingClient:
+    """See :class:`wayside.client.aio.Client`."""
+
+    def __init__(self, url: str, *, retry_s: float | None = 60.0) -> None:
+        self._portal = _Portal()
+        self._client = Client(Channels(WebSocket(url), retry_s=retry_s), url.rstrip("/"))
+        try:
+            self._portal.run(self._client.channels.open())
+        except BaseException:
+            self._portal.close()
+            raise
+
+    def __enter__(self) -> BlockingClient:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if not self._portal.closed:
+            self._portal.run(self._client.close())
+            self._portal.close()
+
+    def call(self, service: str, *arguments: Any, **keywords: Any) -> Any:
+        return self._portal.run(self._client.call(service, *arguments, **keywords))
+
+    def submit(self, service: str, *arguments: Any, **keywords: Any) -> BlockingHandle:
+        return BlockingHandle(self._portal, self._portal.run(self._client.submit(service, *arguments, **keywords)))
+
+    def get(self, identity: str) -> BlockingHandle:
+        return BlockingHandle(self._portal, self._client.get(identity))
+
+    def stream(self, service: str, *arguments: Any, **keywords: Any) -> Iterator[Any]:
+        return self._portal.iterate(self._client.stream(service, *arguments, **keywords))
+
+    def calls(self, service: str = "", state: str = "", limit: int = 100) -> list[CallStatus]:
+        return self._portal.run(self._client.calls(service, state, limit))
+
+    def create(self, stream: str, **config: Any) -> None:
+        self._portal.run(self._client.create(stream, **config))
+
+    def publish(self, stream: str, *records: Any, create: bool = True) -> str:
+        return self._portal.run(self._client.publish(stream, *records, create=create))
+
+    def read(self, stream: str, offset: str = "-1", *, follow: bool = True) -> Iterator[Record]:
+        return self._portal.iterate(self._client.read(stream, offset, follow=follow))
+
+    def close_stream(self, stream: str) -> None:
+        self._portal.run(self._client.close_stream(stream))
+
+    def delete(self, stream: str) -> None:
+        self._portal.run(self._client.delete(stream))
+
+    def info(self, stream: str) -> dict[str, str]:
+        return self._portal.run(self._client.info(stream))
+
+
+class BlockingHandle:
+    """See :class:`wayside.client.aio.CallHandle`."""
+
+    def __init__(self, portal: _Portal, handle: CallHandle) -> None:
+        self._portal = portal
+        self._handle = handle
+
+    def __repr__(self) -> str:
+        return f"<BlockingHandle {self.id}>"
+
+    @property
+    def id(self) -> str:
+        return self._handle.id
+
+    @property
+    def url(self) -> str:
+        return self._handle.url
+
+    def status(self) -> CallStatus:
+        return self._portal.run(self._handle.status())
+
+    def wait(self, seconds: float = 20.0) -> CallStatus:
+        return self._portal.run(self._handle.wait(seconds))
+
+    def result(self, timeout: float | None = None, *, returns: Any = None) -> Any:
+        return self._portal.run(self._handle.result(timeout, returns=returns))
+
+    def cancel(self) -> CallStatus:
+        return self._portal.run(self._handle.cancel())
+
+    def events(self, via: Via = "push", *, offset: str = "-1", interval: float = 1.0) -> Iterator[CallEvent]:
+        return self._portal.iterate(self._handle.events(via, offset=offset, interval=interval))
+
+    def items(self) -> Iterator[Any]:
+        return self._portal.iterate(self._handle.items())
+
+
+def connect(url: str = "http://127.0.0.1:7070", *, retry_s: float | None = 60.0) -> BlockingClient:
+    """Connect to a hub. Raises :class:`~wayside.client.channels.Unreachable` where none answers. ``retry_s``: for how
+    long a connection that was lost is tried again."""
+    return BlockingClient(url, retry_s=retry_s)
