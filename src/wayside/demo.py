@@ -1,19 +1,23 @@
-"""The demo: real figures of this machine, once a second, on the stream ``demo/machine``."""
+"""The demo: real figures of this machine, once a second, on the stream ``demo/machine``; and services to call."""
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from typing import Literal
+from collections.abc import AsyncIterator
+from typing import Any, Literal
 
 import psutil
 import structlog
 
 from wayside.errors import Refusal
 from wayside.hub import Hub
+from wayside.worker import Call
 
 STREAM = "demo/machine"
+COUNTDOWN = "demo.countdown"
 RETENTION_BYTES = 1024 * 1024
+STEP_S = 1.0
 
 _log = structlog.get_logger("wayside.demo")
 
@@ -44,3 +48,30 @@ async def run(hub: Hub) -> None:
             if not refusal.retry:
                 return
             await asyncio.sleep(1)
+
+
+async def echo(value: Any = None) -> Any:
+    """Answers with what it is given."""
+    return value
+
+
+async def countdown(seconds: int = 5, *, call: Call) -> dict[str, object]:
+    """Counts down, and tells each second how far it is."""
+    for left in range(seconds, 0, -1):
+        await call.progress(round(1 - left / seconds, 3), left=left)
+        await asyncio.sleep(STEP_S)
+    return {"counted": seconds, "at": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")}
+
+
+async def words(text: str = "One word after the other, as a language model gives them.") -> AsyncIterator[str]:
+    """Yields the words of a text, four a second."""
+    for word in text.split():
+        yield word
+        await asyncio.sleep(STEP_S / 4)
+
+
+def offer(hub: Hub) -> None:
+    """Have the hub run ``demo.echo``, ``demo.countdown`` and ``demo.words``."""
+    hub.service("demo.echo")(echo)
+    hub.service(COUNTDOWN, retries=3)(countdown)
+    hub.service("demo.words")(words)

@@ -211,18 +211,21 @@ class Run:
 class Hub:
     """``wayside serve`` on a directory, and a port that stays the same over restarts."""
 
-    def __init__(self, run: Run, data: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, run: Run, data: Path, *options: str, env: Mapping[str, str] | None = None, cwd: Path = ROOT
+    ) -> None:
         self.data = data
         self.port = 0
         self._run = run
         self._options = options
         self._env = env
+        self._cwd = cwd
         self.start()
 
     def start(self) -> None:
         """Returns when it listens."""
         where = ("--host", "127.0.0.1", "--port", str(self.port), "--data", str(self.data))
-        self.program = self._run([*WAYSIDE, "serve", *where, *self._options], env=self._env)
+        self.program = self._run([*WAYSIDE, "serve", *where, *self._options], env=self._env, cwd=self._cwd)
         match = self.program.out.wait_for(r"^listening on http://127\.0\.0\.1:(\d+)$")
         self.port = int(match[1])
 
@@ -263,6 +266,27 @@ class Hub:
         answer = httpx.get(self.stream(name))
         assert answer.status_code == 200, answer.text
         return answer.json()
+
+
+class Worker:
+    """``wayside work`` for a hub; ``pid`` is also what its handlers see."""
+
+    def __init__(self, run: Run, cwd: Path, url: str, *options: str, app: str = "app:hub") -> None:
+        self.program = run([*WAYSIDE, "work", app, "--hub", url, *options], cwd=cwd)
+
+    def ready(self) -> Worker:
+        """Returns once the hub knows it."""
+        self.program.out.wait_for("^working on ")
+        return self
+
+    @property
+    def pid(self) -> int:
+        return self.program.pid
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit status."""
+        self.program.signal(signal.SIGTERM)
+        return self.program.wait()
 
 
 class Publisher:
