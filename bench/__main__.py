@@ -8,13 +8,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import loadgen, report
+from bench import callers, calls, loadgen, measures, report
 from bench.hub import Hub
 from bench.machine import BenchError, Disturbance, describe, filesystem, raise_open_files, scratch_parent
-from bench.measures import MEASURES
 from bench.peers import Nats, Nchan, Nginx, Redis
+from bench.process import Server
 from bench.turns import FULL, QUICK, Bench, Row
 
+MEASURES = measures.MEASURES | calls.MEASURES
+PEERS: tuple[type[Server], ...] = (Nginx, Nchan, Redis, Nats, *callers.PEERS)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -59,7 +61,7 @@ def main(words: list[str] | None = None) -> int:
             bench.say(f"warning: {folder} is in memory, so fsync costs nothing; pass --folder")
         machine |= {"ours": Hub.version()}
         if scale.peers:
-            machine["peers"] = ", ".join(peer.version() for peer in (Nginx, Nchan, Redis, Nats) if not peer.missing())
+            machine["peers"] = ", ".join(peer.version() for peer in PEERS if not peer.missing())
         rows: list[Row] = []
         disturbance = Disturbance()
         for name, take in MEASURES.items():

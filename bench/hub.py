@@ -16,6 +16,9 @@ from bench.process import Server
 LISTENING = re.compile(r"listening on http://[^\s:/]+:(\d+)")
 BYTES = "application/octet-stream"
 JSON = "application/json"
+ROOT = Path(__file__).parent.parent
+#: What the hub or a worker answers calls with.
+SERVICES = "bench.services:hub"
 
 
 def _default_command() -> list[str]:
@@ -25,16 +28,17 @@ def _default_command() -> list[str]:
 
 
 class Hub(Server):
-    """``wayside serve`` in a folder of its own: with ``--memory``, or with ``--data`` on disk."""
+    """``wayside serve`` in a folder of its own: with ``--memory``, or with ``--data`` on disk; also with `SERVICES`."""
 
     name = "Wayside"
     fan_out = ("sse", "/v1/stream/t?offset=now", "/v1/stream/t")
     #: The command without its arguments; ``--server`` replaces it.
     base: ClassVar[list[str]] = _default_command()
 
-    def __init__(self, folder: Path, *, memory: bool = False) -> None:
+    def __init__(self, folder: Path, *, memory: bool = False, services: bool = False) -> None:
         super().__init__(folder)
         self._memory = memory
+        self._services = [SERVICES] if services else []
 
     @classmethod
     def use(cls, command: str) -> None:
@@ -55,7 +59,12 @@ class Hub(Server):
     def command(self) -> list[str]:
         self.port = 0  # it picks one, and prints it
         where = ["--memory"] if self._memory else ["--data", str(self.folder / "data")]
-        return ["env", "PYTHONUNBUFFERED=1", *self.base, "serve", "--port", "0", *where]
+        return self.wayside("serve", *self._services, "--port", "0", *where)
+
+    @classmethod
+    def wayside(cls, *words: str) -> list[str]:
+        """Our command, able to import the bench's services from whatever folder it runs in."""
+        return ["env", f"PYTHONPATH={ROOT}", "PYTHONUNBUFFERED=1", *cls.base, *words]
 
     def ready(self) -> bool:
         found = LISTENING.search(self.log())
@@ -74,13 +83,21 @@ class Hub(Server):
         pieces = [(f"/v1/stream/{path}", body[: min(piece, size - at)]) for at in range(0, size, piece)]
         self._each("POST", pieces, {"Content-Type": BYTES})
 
-    def _each(self, method: str, requests: list[tuple[str, bytes]], headers: dict[str, str]) -> None:
+    def submit(self, service: str) -> str:
+        """Call a service and do not wait for it; the path of the call."""
+        return self._each("POST", [(f"/v1/service/{service}", b"null")],
+                          {"Content-Type": JSON, "Prefer": "respond-async"})["Location"]  # fmt: skip
+
+    def _each(self, method: str, requests: list[tuple[str, bytes]], headers: dict[str, str]) -> http.client.HTTPMessage:
+        """Make these requests over one connection; the head of the last answer."""
+        head = http.client.HTTPMessage()
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             for path, body in requests:
                 connection.request(method, path, body, headers)
                 answer = connection.getresponse()
                 text = answer.read()
+                head = answer.headers
                 if answer.status // 100 != 2:
                     said = text[:200].decode(errors="replace")
                     raise BenchError(f"{method} {path} was answered {answer.status}: {said}")
@@ -88,3 +105,4 @@ class Hub(Server):
             raise BenchError(f"{method} to the hub failed: {error!r}") from error
         finally:
             connection.close()
+        return head

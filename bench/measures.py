@@ -12,7 +12,8 @@ from bench.process import Server
 from bench.turns import Bench, Contenders, Result, Row
 
 
-def _fan(server: Server, *options: object) -> Result:
+def fan(server: Server, *options: object) -> Result:
+    """Run `fanload` against a server; later options win over those that are the server's."""
     mode, follow, publish = server.fan_out
     result = loadgen.run(
         "fanload", "-m", mode, "-p", server.port, "-s", follow, "-u", publish, "-P", server.pids, *options
@@ -26,12 +27,12 @@ def _fan(server: Server, *options: object) -> Result:
 def _fan_out(bench: Bench, measure: str, peers: list[type[Server]], durability: str, *options: object) -> None:
     def theirs(peer: type[Server]) -> Result:
         with peer(bench.fresh(peer.name)) as server:
-            return _fan(server, *options)
+            return fan(server, *options)
 
     def ours() -> Result:
         with Hub(bench.fresh(Hub.name), memory=durability == "memory") as hub:
             hub.create(["t"], JSON, durability)
-            return _fan(hub, *options)
+            return fan(hub, *options)
 
     contenders = {peer.name: (peer, partial(theirs, peer)) for peer in peers}
     bench.take_turns(measure, contenders | {Hub.name: (Hub, ours)})
@@ -84,7 +85,7 @@ def slow_follower(bench: Bench) -> list[Row]:
     def take(slow: int) -> Result:
         with Hub(bench.fresh(Hub.name), memory=True) as hub:
             hub.create(["t"], JSON, "memory")
-            result = _fan(hub, "-n", scale.followers, "-c", 1, "-w", 1, "-M", messages, "-b", message_bytes, "-S", slow)
+            result = fan(hub, "-n", scale.followers, "-c", 1, "-w", 1, "-M", messages, "-b", message_bytes, "-S", slow)
             return result | {"growth_b": (result["rss_end_kb"] - result["rss_idle_kb"]) * 1024}
 
     contenders: Contenders = {alone: (Hub, lambda: take(0)), beside: (Hub, lambda: take(scale.followers_slow))}

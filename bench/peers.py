@@ -106,6 +106,7 @@ class Redis(Peer):
 
     name = "Redis"
     executable = "redis-server"
+    scheme = "redis"
     fan_out = ("redis", "-", "-")
     storage: ClassVar[list[str]] = ["--appendonly", "no"]
 
@@ -133,6 +134,7 @@ class Nats(Peer):
 
     name = "NATS"
     executable = "nats-server"
+    scheme = "nats"
     fan_out = ("nats", "-", "-")
 
     @classmethod

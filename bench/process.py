@@ -34,6 +34,7 @@ class Server(ABC):
     name: ClassVar[str]
     #: How `fanload` speaks to it: mode, path to follow, path to publish to.
     fan_out: ClassVar[tuple[str, str, str]] = ("sse", "/sub/t", "/pub/t")
+    scheme: ClassVar[str] = "http"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,6 +59,11 @@ class Server(ABC):
         """Does it take connections?"""
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    @property
+    def url(self) -> str:
+        """Where a client finds it."""
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     @property
     def pids(self) -> str:
