@@ -220,6 +220,8 @@ class Call:
             return coroutine
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         self._threads_wait.add(future)
+        if self.cancelled:  # before it could be seen here
+            future.cancel()
         try:
             return _Ready(future.result())
         finally:

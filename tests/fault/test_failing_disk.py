@@ -171,7 +171,7 @@ async def test_a_start_on_a_failing_disk(tmp_path: Path, disk: Disk, operation: 
     await stop(running)
     disk.fail(operation, "wal", apsw.SQLITE_IOERR_FSYNC)
     with pytest.raises(StoreUnusable):
-        Hub(f"file:{tmp_path}", vfs=disk.name).log
+        _ = Hub(f"file:{tmp_path}", vfs=disk.name).log
     disk.heal()
     running = await serve(tmp_path, vfs=disk.name)
     assert await running.body_of("/v1/stream/s") == b"[1]"

@@ -229,7 +229,7 @@ async def test_stopping_and_starting_on_a_full_disk(volume: Volume, serve: Serve
     before = fingerprint(volume.data)
     for _ in range(2):
         with pytest.raises(StoreFull, match="free some space and start again"):
-            Hub(f"file:{volume.data}").log
+            _ = Hub(f"file:{volume.data}").log
     assert fingerprint(volume.data) == before
     assert check(volume.data).ok
     volume.make_room()

@@ -81,7 +81,7 @@ def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """A SQLite that can corrupt a write-ahead log does not get to open one; the text says what to install."""
     monkeypatch.setattr(apsw, "sqlite_lib_version", lambda: version)
     with pytest.raises(StoreUnusable) as refused:
-        Hub(f"file:{tmp_path}").log
+        _ = Hub(f"file:{tmp_path}").log
     assert version in refused.value.detail
     assert "pip install" in refused.value.detail
     assert not (tmp_path / DATABASE).exists()

@@ -79,10 +79,9 @@ class WebSocket:
         self._transport: WSTransport | None = None
 
     async def open(self, take: Callable[[list[Any]], None], lost: Callable[[str], None]) -> None:
-        listener = _Listener(take, lost)
         try:
             transport, _ = await ws_connect(
-                lambda: listener,
+                lambda: _Listener(take, lost),
                 self._target,
                 extra_headers={"Sec-WebSocket-Protocol": f.SUBPROTOCOL},
                 enable_auto_ping=True,
@@ -94,7 +93,7 @@ class WebSocket:
             raise
         except Exception as error:
             raise OSError(f"{type(error).__name__}: {error}") from error
-        if listener.over:  # between the handshake and this: nobody would be told of it any more
+        if transport.is_disconnected:  # during the handshake, or since: then picows tells nobody
             raise ConnectionResetError("the connection broke at once")
         self._transport = transport
 
@@ -130,7 +129,6 @@ class _Listener(WSListener):  # type: ignore[misc, unused-ignore]
         self._take = take
         self._lost = lost
         self._reason = "the connection broke"
-        self.over = False
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         kind = frame.msg_type
@@ -148,7 +146,6 @@ class _Listener(WSListener):  # type: ignore[misc, unused-ignore]
             transport.disconnect()
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
-        self.over = True
         self._lost(self._reason)
 
     def pause_writing(self) -> None:

@@ -91,7 +91,7 @@ class Submitted:
         if kind is f.AcceptedFrame:
             if not self.accepted.done():
                 self.accepted.set_result(frame.id)
-            if self._channels.count > SUBMITTED_MAX:  # the hub bounds them; its answer is asked for by its name, if at all
+            if self._channels.count > SUBMITTED_MAX:  # the hub bounds them: its answer is asked for by its name
                 self.ended.set_result(None)
                 self._channels.remove(self.channel)
                 self._channels.put(f.LeaveFrame(self.channel))

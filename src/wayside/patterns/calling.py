@@ -88,12 +88,24 @@ _ANY = Payload(b"null", "application/json")
 def _answer_events(exchange: Exchange, calls: Calls, wanted: CallRequest, durable: bool, events: Events) -> None:
     """Make a call and answer with its stream. A call in memory ends with its only reader."""
 
+    gone = False
+
+    def lost() -> None:
+        nonlocal gone
+        gone = True
+
+    exchange.on_lost = lost
+
     def follow(call: Call) -> None:
+        if gone:
+            calls.abandon(call)
+            return
+
         def then(exchange: Exchange, stream: StreamView) -> None:
             events(exchange, stream, fields=b"Wayside-Call: %b\r\n" % call.id.encode())
             calls.abandon(call)
 
-        with_stream(exchange, calls, call.id, then)
+        with_stream(exchange, calls, call.id, then, lambda: calls.abandon(call))
 
     if durable:
         calls.submit(
@@ -292,10 +304,22 @@ def find(exchange: Exchange, calls: Calls, identity: str, then: Callable[[Call],
     calls.keep(asyncio.get_running_loop().create_task(load()))
 
 
-def with_stream(exchange: Exchange, calls: Calls, identity: str, then: Then) -> None:
-    """Go on with the stream of a call."""
+def with_stream(
+    exchange: Exchange, calls: Calls, identity: str, then: Then, lost: Callable[[], None] = lambda: None
+) -> None:
+    """Go on with the stream of a call; ``lost`` is called where the client goes before it is there."""
+    gone = False
+
+    def leave() -> None:
+        nonlocal gone
+        gone = True
+        lost()
+
+    exchange.on_lost = leave
 
     def go(result: Any = None) -> None:
+        if gone:  # a follower that began now would never be stopped
+            return
         if isinstance(result, Exception):
             exchange.refuse(result)
             return

@@ -129,6 +129,7 @@ def plain(problem: dict[str, Any]) -> dict[str, Any]:
     """A problem document as it can be kept and sent: what JSON has no word for is told in text."""
     try:
         document: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(problem, enc_hook=repr))
+        msgspec.msgpack.encode(document)  # it has no words for very large numbers
     except Exception:  # lone surrogates, too deep, what has no text: whoever made it is to be told of its error anyhow
         return {str(name).encode(errors="replace").decode(): _as_text(value) for name, value in problem.items()}
     return document
