@@ -9,7 +9,7 @@ from wayside.calls import Calls
 from wayside.errors import CallFailed, Fenced
 from wayside.ledger import CALLS
 from wayside.state.calls import Call, Outcome, State
-from wayside.state.queues import ServiceSpec, Worker
+from wayside.state.queues import ServiceSpec, Worker, worker_name
 
 __all__ = ["LOCAL", "Leases"]
 
@@ -113,11 +113,12 @@ class Leases:
         self._calls.timers.after(worker.lease_s, look)
 
     def renew(self, identity: str) -> float:
-        """A worker lives: its lease begins anew. Returns its length in seconds. Raises :class:`Fenced`."""
-        worker = self._calls.workers.get(identity)
+        """A worker lives, by the id that it made up: its lease begins anew. Returns its length in seconds. Raises :class:`Fenced`."""
+        name = worker_name(identity)
+        worker = self._calls.workers.get(name)
         if worker is None:
             raise Fenced(
-                f"The lease of worker {identity[:80]} is over; what it held was given to others. Connect anew.",
+                f"The lease of worker {name[:80]} is over; what it held was given to others. Connect anew.",
                 code="lease-over",
             )
         worker.renewed = self._calls.clock.monotonic()

@@ -12,7 +12,7 @@ from wayside.codecs import Payload
 from wayside.errors import BadRequest
 from wayside.leases import LOCAL, Leases
 from wayside.state.calls import Call, Outcome
-from wayside.state.queues import Worker, spec_of
+from wayside.state.queues import Worker, spec_of, worker_name
 
 __all__ = ["WorkerSide"]
 
@@ -48,11 +48,12 @@ class WorkerSide:
         specs = [spec_of(document) for document in frame.services]
         if frame.worker.startswith(LOCAL) or not 0 < len(frame.worker) <= WORKER_CHARACTERS_MAX:
             raise BadRequest("A worker makes up its own id, not one of the hub's.", code="worker-invalid")
-        worker = calls.workers.get(frame.worker)
+        name = worker_name(frame.worker)
+        worker = calls.workers.get(name)
         if self.worker is not worker:
             self.detach()
         if worker is None:
-            worker = Worker(frame.worker, [], 0, None)
+            worker = Worker(name, [], 0, None)
             worker.lease_s = self._calls.limits.lease_s
             worker.renewed = calls.clock.monotonic()
             calls.workers[worker.id] = worker

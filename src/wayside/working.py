@@ -13,6 +13,7 @@ from wayside.client.channels import Unreachable
 from wayside.client.remote import Remote
 from wayside.hub import Hub
 from wayside.process import freeze_memory, stop_event
+from wayside.state.queues import worker_name
 
 FIRST_S = 1.0
 """Between attempts to reach a hub that has never been reached."""
@@ -42,7 +43,7 @@ async def work(hub: Hub, url: str, *, capacity: int, name: str, grace_s: float, 
             return 1
         click.echo(f"working on {', '.join(sorted(hub.handlers))} for {url}")
         sys.stdout.flush()
-        _log.info("working", url=url, worker=remote.id, concurrency=capacity, services=sorted(hub.handlers))
+        _log.info("working", url=url, worker=worker_name(remote.id), concurrency=capacity, services=sorted(hub.handlers))
         await stop.wait()
     _log.info("stopping", running=len(remote.runner.running), seconds_max=grace_s)
     await remote.stop(grace_s)

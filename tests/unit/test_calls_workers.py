@@ -13,6 +13,7 @@ from tests.support import Gate
 from wayside import frames as f
 from wayside.errors import Conflict, Fenced, TooManyCalls
 from wayside.state.calls import State
+from wayside.state.queues import worker_name
 from wayside.testing import TestHub
 
 LEASE_S = 15.0
@@ -52,7 +53,7 @@ async def test_a_worker_is_given_what_it_has_places_for(test: TestHub) -> None:
     await test.settle()
     assert len(one.given) == 5
     await one.hand_back(one.given[3])
-    held = test.hub.calls.workers[one.id].held
+    held = test.hub.calls.workers[worker_name(one.id)].held
     assert len(held) == 2
     for _ in range(10):
         await test.settle()
@@ -482,7 +483,7 @@ async def test_a_call_is_cancelled_before_it_is_kept(test: TestHub, key: str) ->
     assert (await submitting).id == identity
     assert (await cancelling).state == "cancelled"
     assert not one.given
-    assert not test.hub.calls.workers[one.id].held
+    assert not test.hub.calls.workers[worker_name(one.id)].held
 
 
 async def test_a_queued_call_is_not_granted_while_its_end_is_on_its_way(test: TestHub) -> None:
@@ -552,7 +553,7 @@ async def test_an_answer_waits_for_room_on_the_disk(test: TestHub) -> None:
     await test.advance(3)
     assert not one.taken
     assert (await handle.status()).state == "running"
-    assert test.hub.calls.workers[one.id].free == 1
+    assert test.hub.calls.workers[worker_name(one.id)].free == 1
     gate.full = 0
     one.renew()
     await test.advance(1)
@@ -592,7 +593,7 @@ async def test_a_call_is_cancelled_though_the_disk_is_full(test: TestHub) -> Non
     await test.advance(2)
     assert (await cancelling).state == "cancelled"
     assert await events(test.hub.log, handle.id) == ["queued", "cancelled"]
-    worker_ = test.hub.calls.workers[one.id]
+    worker_ = test.hub.calls.workers[worker_name(one.id)]
     assert not worker_.held
     assert test.hub.calls.services["job"].running == 0
 
@@ -607,7 +608,7 @@ async def test_a_call_that_finds_no_room_was_never_made(test: TestHub) -> None:
     )
     assert {getattr(result, "code", "") for result in results} == {"store-full"}
     ledger = test.hub.calls.ledger
-    assert (ledger.open, dict(ledger.recent), test.hub.calls.workers[one.id].free) == ({}, {}, 1)
+    assert (ledger.open, dict(ledger.recent), test.hub.calls.workers[worker_name(one.id)].free) == ({}, {}, 1)
     handle = await test.submit("job", 2, idempotency_key="a")
     assert one.given == [(handle.id, 1)]
 

@@ -6,6 +6,7 @@ Grants follow credit: a worker is given as many calls as it has free places, nev
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import re
 from collections.abc import Callable, Container, Mapping
@@ -17,7 +18,7 @@ from wayside.codecs import Payload
 from wayside.errors import BadRequest
 from wayside.state.calls import Call
 
-__all__ = ["NAME", "Entry", "Service", "ServiceSpec", "Worker", "WorkerLink", "spec_of"]
+__all__ = ["NAME", "Entry", "Service", "ServiceSpec", "Worker", "WorkerLink", "spec_of", "worker_name"]
 
 
 class ServiceSpec(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -56,6 +57,13 @@ def spec_of(document: dict[str, Any]) -> ServiceSpec:
     if not NAME.fullmatch(spec.name) or not all(0 <= number < 1e15 for number in numbers):
         raise BadRequest(f"{spec.name[:200]!r} is not declared as a service can be.", code="service-invalid")
     return spec
+
+
+def worker_name(secret: str) -> str:
+    """The name by which others see a worker that made up this id. The id itself is the right to act for the worker, and
+    is told to nobody; what stands before its last dash stays readable."""
+    label = secret.rpartition("-")[0] or "w"
+    return f"{label}-{hashlib.sha256(secret.encode(errors='replace')).hexdigest()[:16]}"
 
 
 class WorkerLink(Protocol):
