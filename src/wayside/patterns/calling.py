@@ -194,9 +194,11 @@ class _Waiting:
         self._exchange.on_drain = self._over if self._asynchronous else self._drain
 
     def _drain(self) -> None:
-        """The hub stops. What runs is waited for; what waits for a worker will not be run any more, or not by this hub."""
+        """The hub stops. What runs is waited for, and what its own process will still run; other workers are leaving."""
         call = self._call
-        if call is not None and not call.durable and call.state is State.QUEUED:
+        if call is None or call.durable or call.state is not State.QUEUED:
+            return
+        if not any(worker.stays for worker in call.spec.workers):
             stopping = Overloaded(
                 "The hub is stopping, and the call had not begun. Send it again shortly.", code="stopping"
             )

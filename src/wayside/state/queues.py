@@ -97,6 +97,11 @@ class Worker:
         """When its lease was renewed last (monotonic)."""
 
     @property
+    def stays(self) -> bool:
+        """Whether it goes on until the hub itself ends: it is in the same process."""
+        return not self.lease_s and not self.stopping
+
+    @property
     def free(self) -> int:
         """Places that it has left."""
         return 0 if self.link is None or self.stopping else self.capacity - len(self.held)
