@@ -43,7 +43,9 @@ async def work(hub: Hub, url: str, *, capacity: int, name: str, grace_s: float, 
             return 1
         click.echo(f"working on {', '.join(sorted(hub.handlers))} for {url}")
         sys.stdout.flush()
-        _log.info("working", url=url, worker=worker_name(remote.id), concurrency=capacity, services=sorted(hub.handlers))
+        _log.info(
+            "working", url=url, worker=worker_name(remote.id), concurrency=capacity, services=sorted(hub.handlers)
+        )
         await stop.wait()
     _log.info("stopping", running=len(remote.runner.running), seconds_max=grace_s)
     await remote.stop(grace_s)

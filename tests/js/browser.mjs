@@ -25,7 +25,7 @@ page.on("console", (message) => console.log(message.type() === "log" ? message.t
 page.on("pageerror", (error) => console.log(`pageerror: ${error}`))
 for await (const line of createInterface({ input: process.stdin })) {
   const [, url] = line.match(/^goto (.*)/) ?? []
-  const value = url ? void (await page.goto(url)) : await page.evaluate(line)
+  const value = await (url ? page.goto(url).then(() => {}) : page.evaluate(line)).catch((error) => ({ threw: `${error}` }))
   console.log(`value: ${JSON.stringify(value)}`)
 }
 await context.close()

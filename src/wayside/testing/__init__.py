@@ -3,11 +3,12 @@
 :class:`TestHub` runs the handlers of a hub against a real store. Time passes only when the test says so, and whoever
 runs a handler can be killed at a named point of it::
 
-    async with TestHub(hub) as test:
-        worker = await test.worker("one")
+    async with TestHub(hub, local=False) as test:
+        await test.worker("one")
         test.crash_at("charged", worker="one")  # where the handler says wayside.testing.point("charged")
         order = await test.submit("pay", 12)
-        await test.advance(15)  # its lease is over
+        await test.worker("two")
+        await test.advance(20)  # the lease of the first is over, and so is the pause before the second attempt
         assert await order.result() == "paid"
 
 What waits for a socket or a thread goes on in real time; so does a long poll over HTTP.
