@@ -12,6 +12,7 @@ from wayside import frames as f
 from wayside.codecs import Payload
 from wayside.log.embedded import EmbeddedLog
 from wayside.state.calls import Call, Request
+from wayside.state.queues import worker_name
 from wayside.testing import TestHub
 
 Key = tuple[str, int]
@@ -23,6 +24,8 @@ class Puppet:
 
     def __init__(self, test: TestHub, name: str, *services: dict[str, Any] | str, capacity: int = 16) -> None:
         self.id = f"w-{name}"
+        self.name = worker_name(self.id)
+        """What the hub calls it."""
         self.capacity = capacity
         self.given: list[Key] = []
         """Attempts, in the order in which they came."""

@@ -105,6 +105,17 @@ async def test_a_service_has_its_own_bound(test: TestHub) -> None:
     assert len([*one.given, *two.given]) == 4
 
 
+async def test_a_bound_that_has_room_again_is_for_any_worker(test: TestHub) -> None:
+    """What a service may run more of goes to whoever has a place, though that is not where the last one ended."""
+    bounded = {"name": "job", "concurrency": 1}
+    one = await worker(test, "one", bounded)
+    first, second = await test.submit("job"), await test.submit("job")
+    two = await worker(test, "two", bounded)
+    await one.rest()
+    await one.finish((first.id, 1))
+    assert two.given == [(second.id, 1)]
+
+
 async def test_a_queue_has_a_bound(test: TestHub) -> None:
     """More calls than may wait are refused with 429 and when to try again; those that were cancelled make room, and those
     that come at the same time count."""
@@ -499,6 +510,7 @@ async def test_a_queued_call_is_not_granted_while_its_end_is_on_its_way(test: Te
     one.say(f.FinishFrame(0, blocker.id, 1, b"1", "application/json"))
     for _ in range(10):
         await asyncio.sleep(0)
+    assert list(test.hub.calls.workers[one.name].held) == [following.id]
     gate.open()
     assert (await cancelling).state == "cancelled"
     await test.settle()
