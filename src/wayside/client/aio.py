@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Literal
 from urllib.parse import quote
@@ -374,7 +373,3 @@ class CallHandle:
 
 def _status(body: bytes) -> CallStatus:
     return msgspec.json.decode(body, type=CallStatus)
-
-
-def new_worker_id() -> str:
-    return f"w-{secrets.token_hex(12)}"

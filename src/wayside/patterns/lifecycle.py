@@ -9,7 +9,7 @@ import msgspec
 
 from wayside.contracts import Log, StreamView
 from wayside.errors import BadRequest
-from wayside.exchange import Exchange, Request, quote_header, unquote_path
+from wayside.exchange import Exchange, Request, origin_of, quote_header, unquote_path
 from wayside.model import (
     Create,
     Created,
@@ -29,7 +29,7 @@ def create(exchange: Exchange, log: Log, path: str, base: str) -> None:
     """Answer a PUT; ``base`` is the URL path under which streams live."""
     request = exchange.request
     wanted = create_of(request, exchange.body, base)
-    location = quote_header(f"{_origin(request)}{request.target.partition('?')[0]}").encode("latin-1")
+    location = quote_header(f"{origin_of(request)}{request.target.partition('?')[0]}").encode("latin-1")
 
     def done(result: Created | Exception) -> None:
         if isinstance(result, Created):
@@ -214,9 +214,3 @@ def source_path(url_path: str, base: str) -> str:
     """The stream that a URL path names; a bare stream path is taken as it is."""
     path = unquote_path(url_path.strip())
     return path.removeprefix(base) if path.startswith(base) else path.lstrip("/")
-
-
-def _origin(request: Request) -> str:
-    host = request.headers.get("host")
-    scheme = request.headers.get("x-forwarded-proto", request.scheme).partition(",")[0].strip()
-    return f"{scheme if scheme in ('http', 'https') else 'http'}://{host}" if host else ""
