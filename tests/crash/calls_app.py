@@ -31,6 +31,8 @@ from wayside.state.queues import worker_name
 LEASE_S = 1.0
 DRAIN_S = 0.4
 CAPACITY = 8
+LONG_S = 1.5 * LEASE_S
+"""When a worker comes back that was given up, another is still at it."""
 AGAIN: dict[str, Any] = {"retries": 100, "backoff": 0.02}
 
 
@@ -124,7 +126,7 @@ def offer(hub: Hub, executions: Executions) -> None:
     @hub.service("long", **AGAIN)
     async def long(number: int, *, call: Call) -> int:
         with executions.of(call):
-            await asyncio.sleep(1.5 * LEASE_S)  # when a worker comes back that was given up, another is still at it
+            await asyncio.sleep(LONG_S)
             return number + 2
 
     @hub.service("items", **AGAIN)

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import random
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 import httpx
 import pytest
 
+import wayside
+from tests.crash.calls_app import CAPACITY, LONG_S
 from tests.crash.calls_callers import PARAMETERS, SETTLE_S, Blocking, Caller, Channelled, Plain
 from tests.crash.calls_oracle import Attempt, Noted, Story, steps_of
 from tests.crash.calls_processes import Stage
@@ -191,3 +194,42 @@ async def test_each_call_ends_once(tmp_path: Path) -> None:
 
 def _list(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+
+
+async def test_a_late_result_is_refused(tmp_path: Path) -> None:
+    """A worker that was stopped for longer than its lease comes back with results while others run its calls: it is not
+    believed, and they end with what the others say."""
+    stage = Stage(tmp_path, random.Random(SEED), 2)
+    try:
+        await stage.ready()
+        async with httpx.AsyncClient(timeout=30) as client, wayside.connect(stage.url) as hub:
+            await _wait_for_services(client, stage.url)
+            handles = [await hub.submit("long", number) for number in range(8)]
+            await asyncio.sleep(LONG_S / 3)
+            stage.workers[0].send(signal.SIGSTOP)
+            await asyncio.sleep(LONG_S)
+            states = [await handle.status() for handle in handles]
+            assert {(state.attempt, state.state) for state in states} == {(1, "done"), (2, "running")}
+            stage.workers[0].send(signal.SIGCONT)
+            assert [await handle.result() for handle in handles] == [number + 2 for number in range(8)]
+            reading = Reading(client, stage, Noted(tmp_path))
+            for number, handle in enumerate(handles):
+                await reading.check(handle.id, "long", (number,), must=True)
+    finally:
+        stage.end()
+    assert reading.counts["late"] == reading.duplicates["worker lost"] == reading.duplicates.total() > 0
+
+
+async def test_steps_find_a_place(tmp_path: Path) -> None:
+    """However many pipelines there are for the places of a worker, their steps are run: those that wait for a step do not
+    keep it from them."""
+    stage = Stage(tmp_path, random.Random(SEED), 1)
+    try:
+        await stage.ready()
+        async with httpx.AsyncClient(timeout=30) as client, wayside.connect(stage.url) as hub:
+            await _wait_for_services(client, stage.url)
+            handles = [await hub.submit("pipe", number) for number in range(4 * CAPACITY)]
+            results = [await handle.result(SETTLE_S) for handle in handles]
+    finally:
+        stage.end()
+    assert results == [2 * (2 * number + 1) for number in range(4 * CAPACITY)]
