@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wayside import Hub
-from wayside.errors import BadRequest, NotFound, Overloaded, Refusal
+from wayside.errors import BadRequest, Conflict, NotFound, Overloaded, Refusal
 
 UNPRINTABLE = "a\ud800"
 
@@ -102,3 +102,17 @@ async def test_a_deletion_beside_an_append_leaves_nothing_counted(url: str) -> N
             assert not [r for r in results if isinstance(r, BaseException) and not isinstance(r, Refusal)]
         statistics = hub.log.statistics()
         assert (statistics.streams, statistics.cached_bytes, statistics.uncommitted_bytes) == (0, 0, 0)
+
+
+async def test_a_client_publishes_values_as_the_stream_is(url: str) -> None:
+    """``str`` is a JSON string in a JSON stream and text in another, one or several; what is no text is refused there."""
+    async with Hub(url) as hub:
+        await hub.create("texts", content_type="text/plain")
+        for stream in ("values", "texts"):
+            await hub.client.publish(stream, "one")
+            await hub.client.publish(stream, "two", b'"three"')
+        for records in ([{"id": 1}], [{"id": 1}, {"id": 2}]):
+            with pytest.raises(Conflict):
+                await hub.client.publish("texts", *records)
+        assert [r.data async for r in hub.read("values", follow=False)] == [b'"one"', b'"two"', b'"three"']
+        assert [r.data async for r in hub.read("texts", follow=False)] == [b"one", b"two", b'"three"']

@@ -170,17 +170,21 @@ class Client:
         if not channels.connected:
             await channels.ready()
         encoded = [r if isinstance(r, bytes) else msgspec.json.encode(r) for r in records]
+        kind = "" if all(isinstance(r, bytes) for r in records) else JSON
         try:
-            return await self._publish(stream, encoded)
+            return await self._publish(stream, encoded, kind)
         except Refusal as refusal:
+            if refusal.code == "content-type-mismatch" and all(isinstance(r, bytes | str) for r in records):
+                texts = [r.encode() if isinstance(r, str) else r for r in records]  # it is no JSON stream: as they are
+                return await self._publish(stream, texts, "")
             if refusal.code != "stream-not-found" or not create:
                 raise
         await self.create(stream)
-        return await self._publish(stream, encoded)
+        return await self._publish(stream, encoded, kind)
 
-    async def _publish(self, stream: str, records: list[bytes]) -> str:
+    async def _publish(self, stream: str, records: list[bytes], content_type: str) -> str:
         answer = Answer(self.channels, False)
-        published = await answer.send(f.PublishFrame(answer.channel, stream, records))
+        published = await answer.send(f.PublishFrame(answer.channel, stream, records, content_type))
         return str(published.offset)
 
     async def read(self, stream: str, offset: str = "-1", *, follow: bool = True) -> AsyncIterator[Record]:

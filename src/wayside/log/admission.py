@@ -39,7 +39,8 @@ def check(stream: Stream, append: Append) -> Appended | None:
             code="stream-closed",
             headers={"Stream-Closed": "true", "Stream-Next-Offset": str(stream.offset(stream.next))},
         )
-    if append.records is None and _has_body(append) and append.content_type != stream.config.content_type:
+    said = append.records is None or append.content_type is not None  # who has cut it up knows what the stream is
+    if said and _has_body(append) and append.content_type != stream.config.content_type:
         _check_content_type(stream, append.content_type)
     if producer:
         if known is None or producer.epoch > known[0]:
