@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 import signal
 import socket
@@ -45,6 +46,12 @@ class Process:
         self.killed = self.killed or number in (signal.SIGKILL, signal.SIGTERM)
         self.struck_ms = self.struck_ms or time.time_ns() // 1_000_000
         self._process.send_signal(number)
+
+    async def stop(self) -> None:
+        """SIGSTOP; returns once it stands still."""
+        self.send(signal.SIGSTOP)
+        while not os.waitpid(self.pid, os.WNOHANG | os.WUNTRACED)[0]:  # noqa: ASYNC110 - it is another process
+            await asyncio.sleep(0.001)
 
     def wait(self) -> None:
         self._process.wait()

@@ -29,7 +29,7 @@ import pytest
 
 from wayside.log.store import Store
 
-KILLS = int(os.environ.get("WAYSIDE_CRASH_KILLS", "200"))
+KILLS = int(os.environ.get("WAYSIDE_CRASH_KILLS", "100"))
 SEED = int(os.environ.get("WAYSIDE_CRASH_SEED", str(random.SystemRandom().randrange(1 << 32))))
 RUN_S = (0.01, 0.25)
 """How long the hub lives before it is killed."""

@@ -17,6 +17,7 @@ def test_demo(start_hub: Callable[..., Hub]) -> None:
     hub = start_hub("--demo")
     url = hub.stream("demo/machine")
     hub.program.out.wait_for(f"curl {url}")
+    eventually(lambda: httpx.head(url).is_success, "the stream")
     with httpx.stream("GET", url, headers={"Accept": "text/event-stream"}, timeout=PATIENCE_S) as response:
         figures = [json.loads(data) for _, _, data in islice(events(response.iter_lines()), 3)]
     times = [dt.datetime.fromisoformat(figure["time"]) for figure in figures]
@@ -36,5 +37,6 @@ def test_demo_in_memory(run: Run) -> None:
     """The demo works where nothing is kept on disk too."""
     program = run([*WAYSIDE, "serve", "--memory", "--demo", "--port", "0"])
     url = program.out.wait_for("^listening on (.*)")[1] + "/v1/stream/demo/machine"
+    eventually(lambda: httpx.head(url).is_success, "the stream")
     eventually(lambda: httpx.get(url).json(), "a first figure")
     assert httpx.head(url).headers["Stream-Durability"] == "memory"
