@@ -29,6 +29,7 @@ from wayside.model import (
     Create,
     Created,
     Durability,
+    Meta,
     Offset,
     Producer,
     Spool,
@@ -121,6 +122,18 @@ def begin_append(
 
 async def append(log: EmbeddedLog, path: str, body: bytes | Spool = b"", **options: Any) -> Appended:
     result: Appended = await begin_append(log, path, body, **options).wait()
+    return result
+
+
+def begin_publish(log: EmbeddedLog, path: str, *records: bytes, meta: dict[int, Meta] | Meta | None = None) -> Answer:
+    """Append records with what is known beside them."""
+    answer = Answer()
+    log.append(path, Append(b"", records=records, meta=meta), answer)
+    return answer
+
+
+async def publish(log: EmbeddedLog, path: str, *records: bytes, meta: dict[int, Meta] | Meta | None = None) -> Appended:
+    result: Appended = await begin_publish(log, path, *records, meta=meta).wait()
     return result
 
 

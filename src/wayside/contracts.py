@@ -6,14 +6,28 @@ Nothing here does anything; an engine, a pattern or a server implements one side
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from wayside.globs import Glob
 from wayside.limits import Limits
 from wayside.model import Append, Batch, Create, Offset, StreamConfig, StreamInfo
+from wayside.policies import Policy
 
-__all__ = ["Clock", "Done", "Encoding", "Log", "Reader", "Sink", "Statistics", "StreamView", "SystemClock"]
+__all__ = [
+    "Clock",
+    "Done",
+    "Encoding",
+    "Log",
+    "Reader",
+    "Sink",
+    "Statistics",
+    "Stay",
+    "StreamTail",
+    "StreamView",
+    "SystemClock",
+]
 
 Done = Callable[[Any], None]
 """Called once, from the event loop, with a result or with an exception *instance*. Never raises."""
@@ -61,8 +75,8 @@ class Encoding(Protocol):
         ...
 
     def end(self, stream: StreamView, position: int, reason: str, told: bool) -> Any:
-        """Last frame, or None. ``reason`` is ``closed``, ``deleted``, ``complete``, ``drain`` or ``expired``; ``told`` if
-        the frame before was encoded when the stream was closed and all of it was sent."""
+        """Last frame, or None. ``reason`` is ``closed``, ``deleted``, ``complete``, ``drain``, ``expired`` or ``lagged``; ``told``
+        if the frame before was encoded when the stream was closed and all of it was sent."""
         ...
 
 
@@ -135,13 +149,29 @@ class Sink(Protocol):
         ...
 
 
+class Stay(Protocol):
+    """A member that is present at a stream, as what answers its requests sees it."""
+
+    def renew(self, way: str) -> None:
+        """A request of the member: its lease begins anew. Raises ``TooMany`` where no more members may be present."""
+        ...
+
+    def hold(self, way: str) -> Callable[[], None]:
+        """The member is connected: its lease does not end until what is returned is called, and begins anew then."""
+        ...
+
+
 class StreamView(Protocol):
     """What a pattern may know of a stream."""
 
     path: str
+    sid: int
+    """The epoch in which it was made, and its number for ever."""
     config: StreamConfig
     closed: bool
     tail: int
+    next: int
+    """Where the next append goes: the tail, and what is on its way to the disk."""
     start: int
     lineage: list[tuple[int, int]]
     deleted: bool
@@ -162,13 +192,31 @@ class StreamView(Protocol):
 
     def wait(self, waiter: Callable[[], None]) -> Callable[[], None]: ...
 
+    def promise(self, told: Callable[[Batch], None]) -> Callable[[], None]:
+        """Have ``told`` called with records that are about to be committed, if there is such a moment: what it appends shares
+        their transaction. Returns how to end it."""
+        ...
+
+    def hold(self, since: Callable[[], int]) -> Callable[[], None]: ...
+
     def info(self) -> StreamInfo: ...
+
+
+class StreamTail(NamedTuple):
+    """Where a stream begins and ends, as far as readers see."""
+
+    path: str
+    earliest: Offset
+    tail: Offset
+    closed: bool
 
 
 class Log(Protocol):
     """What stores streams: the contract of every engine. All of it is called from one event loop."""
 
     limits: Limits
+    durable: bool
+    """Whether it has a disk; else all of its streams are in memory."""
 
     def find(self, path: str, *, touch: bool = True) -> StreamView:
         """The stream at ``path``; raises :class:`~wayside.errors.NotFound` or ``Gone``."""
@@ -180,6 +228,16 @@ class Log(Protocol):
 
     def append(self, path: str, append: Append, done: Done) -> None:
         """Append; ``done`` gets :class:`Appended` after the commit, or an exception."""
+        ...
+
+    def append_all(self, appends: Sequence[tuple[str, Append]], done: Done, *, in_line: bool = False) -> None:
+        """Append records (and nothing else) to several streams in one transaction, all of them or none: as atomic as the
+        least durable of them. ``done`` gets a list of :class:`Appended`, or an exception. ``in_line``: not
+        before appends to the same streams that wait for something."""
+        ...
+
+    def trim(self, path: str, position: int) -> None:
+        """Let go of what a stream has before ``position``, as far as that is cheap."""
         ...
 
     def delete(self, path: str, done: Done) -> None:
@@ -195,8 +253,12 @@ class Log(Protocol):
         pattern: str,
         until: int | None = None,
         credit: int | None = None,
+        policy: Policy | None = None,
+        ended: Callable[[], None] | None = None,
     ) -> Reader:
-        """Start a follower at ``position``: it ends at ``until``, or is sent ``credit`` records until granted more."""
+        """Start a follower at ``position``: it ends at ``until``, or is sent ``credit`` records until granted more.
+        ``policy`` says what it is given where it does not keep up (None: everything, later); ``ended`` is called once,
+        when it is over."""
         ...
 
     def delivered(self, pattern: str, count: int) -> None:
@@ -205,6 +267,21 @@ class Log(Protocol):
 
     def list(self, prefix: str, after: str, limit: int, *, open_only: bool = False) -> list[StreamInfo]:
         """Streams whose path begins with ``prefix``, by path, after ``after``; ``open_only`` leaves out closed ones."""
+        ...
+
+    def watch(self, glob: Glob, told: Callable[[StreamView], None]) -> Callable[[], None]:
+        """Have ``told`` called with each stream that ``glob`` matches and that has changed: records shown, created, closed,
+        deleted (then ``deleted`` is set); once for all of a commit. It must not raise, nor take long. Returns how to
+        end it. Streams that no watch matches are not slowed down by it."""
+        ...
+
+    def tails(self, glob: Glob) -> Iterator[StreamTail]:
+        """The streams that ``glob`` matches, by path, as of the call; none is loaded for it."""
+        ...
+
+    def union(self, glob: Glob, done: Done) -> None:
+        """All streams that ``glob`` matches, also those made later, as one: ``done`` gets a :class:`StreamView` of JSON
+        envelopes (:mod:`wayside.envelopes`), up to date, to be read or followed at once; or an exception."""
         ...
 
 
@@ -218,6 +295,12 @@ class Statistics:
     bytes: int = 0
     deliveries: dict[str, int] = field(default_factory=dict)
     followers: dict[str, int] = field(default_factory=dict)
+    policies: dict[str, int] = field(default_factory=dict)
+    """Followers with a delivery policy, by policy."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Records that policies did not let through, by policy."""
+    lagged: int = 0
+    """Followers that were ended for being too far behind."""
     lag_records: int = 0
     store_bytes: int = 0
     uncommitted_bytes: int = 0

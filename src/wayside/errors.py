@@ -23,6 +23,8 @@ __all__ = [
     "Gone",
     "IdempotencyMismatch",
     "InvalidInput",
+    "Lagged",
+    "LeaseFenced",
     "MethodNotAllowed",
     "NotAcceptable",
     "NotFound",
@@ -36,6 +38,7 @@ __all__ = [
     "TooLarge",
     "TooMany",
     "TooManyCalls",
+    "Unauthorized",
     "UnknownOutcome",
     "Unsupported",
     "UnsupportedMediaType",
@@ -91,6 +94,12 @@ class BadRequest(Refusal):
     status, code, title, close_code = 400, "bad-request", "Bad request", 1008
 
 
+class Unauthorized(Refusal):
+    """The request carries no proof of who may make it, or one that is not ours."""
+
+    status, code, title, close_code = 401, "unauthorized", "Not authorized", 1008
+
+
 class Fenced(Refusal):
     """A newer producer has taken over this producer id."""
 
@@ -125,6 +134,19 @@ class Conflict(Refusal):
     """The request is fine and does not fit the stream as it is now."""
 
     status, code, title, close_code = 409, "conflict", "Conflict", 1008
+
+
+class LeaseFenced(Conflict):
+    """The lease of a record is over: others were given it, and what was said of it now changes nothing."""
+
+    code, title = "lease-fenced", "The lease is over"
+
+
+class Lagged(Refusal):
+    """A follower with ``policy=disconnect`` was too far behind, and was ended: read on from where it was, or afresh from
+    ``now``."""
+
+    status, code, title, close_code = 409, "lagged", "Too far behind", 4408
 
 
 class Gone(Refusal):

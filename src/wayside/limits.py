@@ -45,6 +45,14 @@ class Limits:
     path_bytes_max: int = 1024
     producers_max: int = 10_000
     """Idempotent producers remembered for one stream; the longest silent are forgotten first."""
+    dedupe_window_s: float = 120.0
+    """For so long a message id is remembered: JetStream's default."""
+    dedupe_ids_max: int = 100_000
+    """Message ids remembered for one stream; the oldest are forgotten first."""
+    delayed_max: int = 100_000
+    """Records that wait for their time; each takes about 300 bytes of memory."""
+    meta_bytes_max: int = 8 * 1024
+    """Headers, id and key of one record together."""
     connections_max: int = 20_000
     header_timeout_s: float = 10.0
     """From the first byte of a request to the end of its head; and between two reads of its body."""
@@ -68,5 +76,15 @@ class Limits:
     """Calls that have ended are kept for so long at least."""
     call_linger_s: float = 60.0
     """The same, of calls in memory."""
+    conflated_keys_max: int = 10_000
+    """Keys of which a follower that conflates holds the newest record; what is beyond is conflated by itself."""
+    conflated_bytes_max: int = 2 * 1024 * 1024
+    """The same, in bytes of memory."""
+    presence_lease_s: float = 30.0
+    """For so long a member is present after its last request, or the end of its last connection."""
+    presence_members_max: int = 10_000
+    """Members that are present at one stream; over all streams ten times as many."""
+    group_history_bytes: int = 16 * 1024 * 1024
+    """Events of one group that are kept at least: receipts are made of them."""
     channels_max: int = 10_000
     """Channels of one connection to /v1/connect."""

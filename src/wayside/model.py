@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -20,6 +20,7 @@ __all__ = [
     "Create",
     "Created",
     "Durability",
+    "Meta",
     "Offset",
     "Producer",
     "Record",
@@ -27,7 +28,9 @@ __all__ = [
     "StreamConfig",
     "StreamInfo",
     "is_reserved",
+    "cost_of",
     "media_type",
+    "metas_between",
     "require_config",
     "require_path",
     "require_public",
@@ -37,10 +40,14 @@ __all__ = [
 ]
 
 JSON = "application/json"
-RESERVED = frozenset({"__ds", "__call", "__callback", "__service", "__upload"})
+RESERVED = frozenset(
+    {"__ds", "__call", "__callback", "__index", "__group", "__presence", "__service", "__upload", "__delayed"}
+)
 """First segments of the paths that a hub keeps for itself."""
 BATCH_COST, RECORD_COST = 300, 60
 """Bytes of memory that a batch, and each record, take beside the records' own bytes (CPython 3.11, 64 bits)."""
+META_COST, HEADER_COST = 420, 110
+"""The same, of the metadata of a record, and of each header in it."""
 
 
 class Offset(NamedTuple):
@@ -119,6 +126,38 @@ def media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
+class Meta(msgspec.Struct, array_like=True, omit_defaults=True, frozen=True, gc=False):
+    """What a publisher said of one record beside its bytes."""
+
+    headers: dict[str, str] = {}
+    id: str = ""
+    """Message id: a second record with it is a duplicate, for a while."""
+    key: str = ""
+    """Records with one key are handled one after another, where a reader asks for that."""
+    expires_ms: int = 0
+    """Wall-clock time in milliseconds since 1970 from which on no reader is given it; 0: never."""
+
+    @property
+    def cost(self) -> int:
+        """About how many bytes of memory it takes."""
+        size = META_COST + len(self.id) + len(self.key)
+        for name, value in self.headers.items():
+            size += HEADER_COST + len(name) + len(value)
+        return size
+
+
+def cost_of(metas: dict[int, Meta]) -> int:
+    """About how many bytes of memory they take."""
+    return sum(meta.cost for meta in metas.values())
+
+
+def metas_between(metas: dict[int, Meta] | None, start: int, end: int) -> dict[int, Meta] | None:
+    """Of ``metas``, by index, those from ``start`` to before ``end``, with indices from ``start`` on; None for none."""
+    if metas is None:
+        return None
+    return {index - start: meta for index, meta in metas.items() if start <= index < end} or None
+
+
 class Batch(msgspec.Struct, eq=False, gc=False):  # a Struct, as one is made for each commit of each stream
     """Records that became visible together: a run of positions in one stream."""
 
@@ -126,6 +165,8 @@ class Batch(msgspec.Struct, eq=False, gc=False):  # a Struct, as one is made for
     time_ms: int
     records: list[bytes]
     _size: int = -1
+    meta: dict[int, Meta] | None = None
+    """By index in ``records``, of those that have any; None where none has."""
 
     @property
     def count(self) -> int:
@@ -147,19 +188,24 @@ class Batch(msgspec.Struct, eq=False, gc=False):  # a Struct, as one is made for
     @property
     def cost(self) -> int:
         """About how many bytes of memory it takes."""
-        return self.size + BATCH_COST + RECORD_COST * self.count
+        cost = self.size + BATCH_COST + RECORD_COST * self.count
+        return cost if self.meta is None else cost + cost_of(self.meta)
 
     def since(self, position: int) -> Batch:
         """The part at and after ``position``, which must be inside."""
         if position <= self.position:
             return self
-        return Batch(position, self.time_ms, self.records[position - self.position :])
+        skipped = position - self.position
+        return Batch(
+            position, self.time_ms, self.records[skipped:], meta=metas_between(self.meta, skipped, len(self.records))
+        )
 
     def until(self, position: int) -> Batch:
         """The part before ``position``, which must be inside."""
         if position >= self.end:
             return self
-        return Batch(self.position, self.time_ms, self.records[: position - self.position])
+        count = position - self.position
+        return Batch(self.position, self.time_ms, self.records[:count], meta=metas_between(self.meta, 0, count))
 
     def __repr__(self) -> str:
         return f"<Batch {self.position}..{self.end} {self.size} bytes>"
@@ -172,6 +218,12 @@ class Record(NamedTuple):
     """Where to read on after this record."""
     data: bytes
     time_ms: int
+    stream: str = ""
+    """Whose it is, where a glob was read."""
+    headers: Mapping[str, str] = {}
+    """What its publisher said of it; names are in lower case."""
+    id: str = ""
+    key: str = ""
 
     def json(self) -> Any:
         """The record's JSON value."""
@@ -225,6 +277,14 @@ class Append(msgspec.Struct, gc=False):
     producer: Producer | None = None
     records: Sequence[bytes] | None = None
     """The body already cut into records, where the caller has them; then ``body`` is not looked at."""
+    meta: dict[int, Meta] | Meta | None = None
+    """By index of its records; one ``Meta`` is that of each of them. Only an append of one record has an id."""
+
+    def metas(self, count: int) -> dict[int, Meta]:
+        """``meta`` by index of its ``count`` records."""
+        if isinstance(self.meta, Meta):
+            return dict.fromkeys(range(count), self.meta)
+        return {index: meta for index, meta in (self.meta or {}).items() if 0 <= index < count}
 
 
 class Appended(msgspec.Struct, frozen=True, gc=False):
@@ -306,6 +366,12 @@ def require_path(path: str, bytes_max: int) -> None:
             f"{path[:200]!r} is not a stream path. Use printable segments between single slashes, such as orders/eu/42.",
             code="path-invalid",
         )
+    if "*" in path and ("*" in segments or "**" in segments) and not is_reserved(path):
+        raise BadRequest(
+            f"{path[:200]!r} is a glob, and no stream's path: segments that are * or ** stand for others when reading. "
+            "Name the stream without them.",
+            code="path-invalid",
+        )
     size = len(path.encode())
     if size > bytes_max:
         raise BadRequest(f"The stream's path has {size} bytes; at most {bytes_max} are allowed.", code="path-invalid")
@@ -321,7 +387,7 @@ def require_public(path: str) -> None:
     if is_reserved(path):
         raise NotFound(
             f"Paths under {path.partition('/')[0]}/ are the hub's own. Calls are read at /v1/call/ID, uploads at "
-            "/v1/upload/ID; the protocol's subscriptions (__ds/) are not in this version.",
+            "/v1/upload/ID, the protocol's subscriptions at /v1/stream/__ds/subscriptions/ID.",
             code="reserved",
         )
 

@@ -47,6 +47,15 @@ LIMIT_HELP = {
     "worker_calls_max": "Calls that the hub's own process runs at one time.",
     "call_keep_s": "Seconds for which calls that have ended are kept.",
     "call_linger_s": "The same, of calls in memory.",
+    "conflated_keys_max": "Keys that a follower with policy=conflate holds.",
+    "conflated_bytes_max": "The same, in bytes of memory.",
+    "presence_lease_s": "For so long a member is present after its last request.",
+    "presence_members_max": "Members that are present at one stream.",
+    "group_history_bytes": "Events of one group that are kept, for receipts.",
+    "dedupe_window_s": "Seconds for which a message id is remembered.",
+    "dedupe_ids_max": "Message ids remembered for one stream.",
+    "delayed_max": "Records that wait for their time.",
+    "meta_bytes_max": "Headers, id and key of one record together.",
     "channels_max": "Channels of one connection to /v1/connect.",
 }
 

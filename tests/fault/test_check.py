@@ -74,7 +74,7 @@ def spoil(closed: Sample, tmp_path: Path) -> Spoil:
          "json", "malformed"),
         ("DELETE FROM stream WHERE path='json'", "fork", "shares records with a stream, which is damaged"),
         ("DELETE FROM stream WHERE path='text'", None, "which does not exist"),
-        ("INSERT INTO chunk SELECT max(id) + 1, 4242, 0, 1, 1, 0, x'01000000', 'x', 0 FROM chunk",
+        ("INSERT INTO chunk SELECT max(id) + 1, 4242, 0, 1, 1, 0, x'01000000', 'x', 0, NULL FROM chunk",
          None, "records of a stream 00000001092, which does not exist"),
         ("UPDATE meta SET value=99 WHERE key='format'", None, "store format 99"),
         ("INSERT INTO journal VALUES(1, x'90', 5)", None, "checksum of row 1"),

@@ -31,6 +31,7 @@ from tests.support import (
     Recorder,
     begin_append,
     begin_create,
+    begin_publish,
     creation,
     delete,
     patch_constants,
@@ -43,7 +44,7 @@ from tests.support import (
 from wayside.errors import Gone, Refusal
 from wayside.limits import Limits
 from wayside.log.embedded import EmbeddedLog
-from wayside.model import JSON, Durability, Offset
+from wayside.model import JSON, Durability, Meta, Offset
 
 PATHS = ["a", "b", "c", "d"]
 LIMITS = Limits(stream_cache_bytes_max=150, cache_bytes_max=400, read_bytes_max=100, piece_bytes_max=64)
@@ -114,6 +115,10 @@ class LogMachine(RuleBasedStateMachine):
         self.streams: dict[str, Model] = {}
         self.seen: dict[str, bytes] = {}
         """Every offset ever given out, and the record before it."""
+        self.metas: dict[bytes, Meta] = {}
+        """What was said of records, which are all different."""
+        self.sent: list[tuple[Model, str, int, bytes]] = []
+        """Records with a message id: stream, id, position after it, record."""
         self.followers: list[tuple[Model, int, Recorder]] = []
         self.serial = 0
 
@@ -314,6 +319,57 @@ class LogMachine(RuleBasedStateMachine):
         result = self.run(self.both(stream, lambda log, path: begin_append(log, path, body, close=close)))
         self.appended(stream, result, records, None, close)
 
+    @precondition(lambda self: self.alive())
+    @rule(
+        which=st.integers(0, 99),
+        sizes=st.lists(st.sampled_from([0, 40, 190]), min_size=1, max_size=3),
+        told=st.integers(1, 7),
+    )
+    def append_with_metadata(self, which: int, sizes: list[int], told: int) -> None:
+        stream = self.pick(which)
+        assert stream is not None
+        records = [self.marked(stream, size) for size in sizes]
+        metas = {at: Meta({"n": str(self.serial)}, key=f"k{at}") for at in range(len(sizes)) if told >> at & 1}
+        identity = f"i{self.serial}" if len(sizes) == 1 and metas else ""
+        if identity:
+            metas = {0: Meta(id=identity)}
+        result = self.run(self.both(stream, lambda log, path: begin_publish(log, path, *records, meta=metas)))
+        self.appended(stream, result, records, None, False)
+        if not isinstance(result, str):
+            self.metas |= {records[at]: meta for at, meta in metas.items()}
+            if identity:
+                self.sent.append((stream, identity, len(stream.records), records[0]))
+
+    def marked(self, stream: Model, size: int) -> bytes:
+        """A record that no other begins as."""
+        self.serial += 1
+        text = b"%d%s#" % (self.serial, b"." * size)
+        return b'"%s"' % text if stream.json else text
+
+    @precondition(lambda self: self.sent)
+    @rule(which=st.integers(0, 99))
+    def append_again(self, which: int) -> None:
+        """What has a message id of before is a duplicate, as long as its record is there."""
+        stream, identity, end, record = self.sent[which % len(self.sent)]
+        lost = end > len(stream.records) or stream.records[end - 1] != record
+        if lost or self.streams.get(stream.path) is not stream or stream.gone:
+            return
+        forgettable = end <= self.log.find(stream.path).start
+        again = self.marked(stream, 0)
+        meta = Meta(id=identity)
+        result = self.run(self.outcome(lambda: begin_publish(self.log, stream.path, again, meta=meta)))
+        if isinstance(result, str):
+            assert (result, stream.closed, forgettable) == ("stream-closed", True, True)
+        elif result.duplicate:
+            assert result.position == end
+        else:
+            assert forgettable
+            self.appended(stream, result, [again], None, False)
+            stream.twin = None
+            self.metas[again] = meta
+            self.sent.append((stream, identity, len(stream.records), again))
+            self.sent.remove((stream, identity, end, record))
+
     def appended(
         self, stream: Model, result: Any, records: list[bytes], producer: tuple[str, int, int] | None, close: bool
     ) -> None:
@@ -467,6 +523,9 @@ class LogMachine(RuleBasedStateMachine):
         batches = await read_batches(view, position, bytes_max)
         records = [record for batch in batches for record in batch.records]
         assert records == stream.records[position:]
+        for batch in batches:
+            expected = {at: self.metas[record] for at, record in enumerate(batch.records) if record in self.metas}
+            assert batch.meta == (expected or None)
         for at, record in enumerate(records, position + 1):
             self.name(stream, str(view.offset(at)), record)
 
@@ -562,6 +621,7 @@ class LogMachine(RuleBasedStateMachine):
                     body, records = self.body(stream, [size, 5])
                     under_way.append((stream, records, begin_append(self.log, stream.path, body)))
                     await turns(2)
+            await turns(4)  # a trim of before may just have been committed: the next commit waits for two turns
             for _ in range(commits):
                 if any(s.durability is Durability.FSYNC and not answer.given for s, _, answer in under_way):
                     self.gate.let()

@@ -32,8 +32,8 @@ from wayside.log.files import (
     read_mark,
     require_sqlite,
 )
-from wayside.log.rows import Entry, chunk_crc, decode_config, decode_entries, unpack
-from wayside.log.tables import FORMAT
+from wayside.log.rows import Entry, chunk_crc, decode_config, decode_entries, metas_of, unpack
+from wayside.log.tables import FORMAT, UPGRADES
 from wayside.model import Batch
 
 PROBLEMS_MAX = 1000
@@ -164,6 +164,8 @@ class _Check:
         self._gone: set[int] = set()
         self._journal: dict[int, list[Entry]] = {}
         self._records = self._bytes = self._journal_records = 0
+        self._meta = "meta"
+        """The column of metadata."""
         self._complete = False
         """Whether nothing that was committed is missing as a whole."""
 
@@ -220,7 +222,9 @@ class _Check:
         with self._noting("the table meta"):
             rows: Any = c.execute("SELECT key, value FROM meta").fetchall()
             meta.update(rows)
-            if meta["format"] != FORMAT:
+            if meta["format"] in UPGRADES:  # of an earlier version: without metadata
+                self._meta = "NULL"
+            elif meta["format"] != FORMAT:
                 raise ValueError(f"store format {meta['format']!r}, and this version of Wayside reads {FORMAT}")
         self._load_paths(c)
         self._load_journal(c)
@@ -322,18 +326,18 @@ class _Check:
 
     def _batches(self, c: apsw.Connection, sid: int, separator: bytes) -> Generator[tuple[Batch, bool]]:
         sealed = 0
-        for position, count, size, time_ms, sizes, data, crc in c.execute(
-            "SELECT position, count, size, time_ms, sizes, data, crc FROM chunk INDEXED BY chunk_at "
+        for position, count, size, time_ms, sizes, data, crc, packed in c.execute(
+            f"SELECT position, count, size, time_ms, sizes, data, crc, {self._meta} FROM chunk INDEXED BY chunk_at "
             "WHERE sid=? ORDER BY position",
             (sid,),
         ):
-            if chunk_crc(sizes, data) != crc:
+            if chunk_crc(sizes, data, packed) != crc:
                 raise ValueError(f"the checksum of records {position} to {position + count - 1} does not verify")
-            batch = unpack(position, time_ms, sizes, data, separator)
-            if (batch.count, batch.size) != (count, size):
+            batch = unpack(position, time_ms, sizes, data, separator, meta=metas_of(packed))
+            if (batch.count, batch.size) != (count, size) or max(batch.meta or (0,)) >= count:
                 raise ValueError(f"the row of records {position} to {position + count - 1} contradicts itself")
             sealed = batch.end
             yield batch, False
         for entry in self._journal.get(sid, ()):
             if entry.count and entry.position >= sealed:
-                yield unpack(entry.position, entry.time_ms, entry.sizes, entry.data, separator), True
+                yield unpack(entry.position, entry.time_ms, entry.sizes, entry.data, separator, meta=entry.meta), True

@@ -23,7 +23,7 @@ from wayside.log.rows import Operation, Put, Unit
 from wayside.log.store import Store
 from wayside.log.stream import Stream
 from wayside.log.writer import Outcome, Writer
-from wayside.model import Append, Appended, Durability, Spool
+from wayside.model import Append, Appended, Batch, Durability, Spool, cost_of
 
 LAZY_S = 0.05
 """Delay of an ``async`` stream's commit; with the commit itself it stays well under the promised 100 ms."""
@@ -160,12 +160,14 @@ class Commits:
             type(body) is bytes
             and body
             and append.content_type == stream.config.content_type
+            and append.meta is None
             and append.producer is None
             and append.seq is None
             and not append.close
             and stream.live
             and stream.deadline_ms is None
-            and not (stream.json or stream.closing or stream.gone)
+            and stream.plain
+            and not (stream.closing or stream.gone)
         ):
             return False
         pending = stream.open
@@ -187,6 +189,8 @@ class Commits:
         pending, fresh = stream.accept(append, records, done, self._clock)
         if not stream.memory:
             self.uncommitted_bytes += records.size if isinstance(records, Spool) else sum(map(len, records))
+            if append.meta is not None and not isinstance(records, Spool):
+                self.uncommitted_bytes += cost_of(append.metas(len(records)))
         if fresh:
             if stream.fsync:
                 self._dirty.pendings.append(pending)
@@ -260,13 +264,14 @@ class Commits:
     def _take_off(self) -> None:
         if self._lazy and (self._dirty.pendings or self._dirty.operations) and not self._full:
             self._take_lazy()  # with an operation too: a fork must not be on disk before what it shares
+        self._promise()
         flight, self._dirty = self._dirty, Flight()
         puts = []
         for pending in flight.pendings:
             stream = pending.stream
             if stream.open is pending:
                 stream.open = None
-            flight.size += pending.size
+            flight.size += pending.weight
             flight.appends += len(pending.acks)
             if not stream.deleted:
                 puts.append(_put(pending, stream))
@@ -276,6 +281,18 @@ class Commits:
             return
         self._flight = flight
         self._writer.submit(unit)
+
+    def _promise(self) -> None:
+        """Tell those who wish to know it of the records that are about to be committed."""
+        if self._too_much:
+            return  # what they append would be refused
+        for pending in [p for p in self._dirty.pendings if p.stream.promises and p.stream.fsync and p.spool is None]:
+            stream = pending.stream
+            if stream.gone or stream.deleted:
+                continue
+            batch = Batch(pending.position, pending.time_ms, pending.records, pending.size, pending.meta)
+            for told in stream.promises:
+                guarded(partial(told, batch))
 
     def _committed(self, _unit: Unit, outcome: Outcome, seconds: float) -> None:
         """The writer has answered: tell everybody, then send the next unit on its way."""
@@ -333,7 +350,7 @@ class Commits:
                     report(error, done)
         for pending in pendings:
             stream = pending.stream
-            if stream.cohorts or stream.waiters:
+            if stream.cohorts or stream.waiters or stream.watchers:
                 guarded(stream.publish)
             try:
                 on_shown(stream)
@@ -346,7 +363,7 @@ class Commits:
         dirty, self._dirty = self._dirty, Flight()
         everything = flight.pendings + dirty.pendings
         taken = [p for p in everything if p.stream.fsync]
-        self.uncommitted_bytes -= sum([p.size for p in taken])
+        self.uncommitted_bytes -= sum([p.weight for p in taken])
         for pending in reversed(taken):
             pending.undo()
         for undo in reversed(flight.undo + dirty.undo):
@@ -373,4 +390,5 @@ def _put(pending: Pending, stream: Stream) -> Put:
         pending.kept or (pending.state() if pending.before is not None else None),
         pending.spool,
         pending.pieces,
+        pending.meta,
     )

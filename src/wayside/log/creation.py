@@ -75,6 +75,7 @@ class Creation:
             if at >= source.tail:
                 raise overshoot
             for batch in await source.read(at, self._directory.limits.read_bytes_max):
+                at = batch.position
                 for record in batch.records:
                     if rest < len(record):
                         return at, record[:rest]
@@ -132,12 +133,13 @@ class Creation:
         if durable:
             commits.then(partial(self._made, stream, done), done)
         else:
-            commits.answer(stream, done, lambda: Created(True, stream))
+            commits.answer(stream, partial(self._made, stream, done), lambda: None)
 
     @staticmethod
-    def _made(stream: Stream, done: Done) -> None:
+    def _made(stream: Stream, done: Done, _answer: None = None) -> None:
         stream.live = True
         done(Created(True, stream))
+        stream.tell()
 
     def _forget(self, stream: Stream) -> None:
         """Take back a creation whose commit failed."""

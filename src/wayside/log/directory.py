@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from itertools import islice
+from typing import Any
 
+from wayside.contracts import Clock, StreamTail
 from wayside.errors import Gone, NotFound
+from wayside.globs import Glob
 from wayside.limits import Limits
 from wayside.log.history import History
 from wayside.log.rows import StreamRow
 from wayside.log.store import Store
 from wayside.log.stream import ReadLater, Stream
 
+Told = Callable[[Stream], None]
 LOADED_MAX = 100_000
 """Streams held in memory; idle ones beyond it are let go and read from the store again when needed."""
 
@@ -24,7 +30,7 @@ LOADED_MAX = 100_000
 class Directory:
     """Streams by path and by sid. ``store`` None: there are no others."""
 
-    def __init__(self, store: Store | None, limits: Limits, later: ReadLater) -> None:
+    def __init__(self, store: Store | None, limits: Limits, clock: Clock, later: ReadLater) -> None:
         self.limits = limits
         self.streams: dict[str, Stream] = {}
         self.by_sid: dict[int, Stream] = {}
@@ -41,13 +47,15 @@ class Directory:
         self.history: History | None = store.history if store else None
         self.count = self.history.count() if self.history else 0
         """Streams that exist, loaded or not."""
+        self._clock = clock
         self._later = later
+        self._watches = Watches()
         if store:
             self._restore(store)
 
     def new(self, row: StreamRow, source: Stream | None) -> Stream:
         """A stream that is not entered yet."""
-        return Stream(row, limits=self.limits, later=self._later, source=source)
+        return Stream(row, limits=self.limits, clock=self._clock, later=self._later, source=source)
 
     def lookup(self, path: str) -> Stream | None:
         """The stream at ``path``, whatever its state."""
@@ -73,6 +81,7 @@ class Directory:
         self.streams[stream.path] = stream
         self.by_sid[stream.sid] = stream
         stream.entered = True
+        stream.watchers = self._watches.of(stream.path)
         if not stream.memory:
             self.recent[stream] = None
         if stream.source is not None:
@@ -80,6 +89,48 @@ class Directory:
         self.charge(stream, stream.cached_bytes)
         if stream.deadline_ms is not None:
             heapq.heappush(self.deadlines, (stream.deadline_ms, stream.sid, stream))
+
+    def watch(self, glob: Glob, told: Told) -> Callable[[], None]:
+        """Have every stream that ``glob`` matches tell of its changes; returns how to end it."""
+        told = partial(told)  # so that one who watches the same twice can end either
+        forget = self._watches.add(glob, told)
+        for stream in self._loaded(glob):  # others get theirs when they enter
+            stream.watchers = (*stream.watchers, told)
+
+        def unwatch() -> None:
+            forget()
+            for stream in self._loaded(glob):
+                stream.watchers = tuple([other for other in stream.watchers if other is not told])
+
+        return unwatch
+
+    def _loaded(self, glob: Glob) -> list[Stream]:
+        """The streams in memory that ``glob`` matches."""
+        if glob.literal:
+            return [by[glob.text] for by in (self.streams, self.leaving) if glob.text in by]
+        return [stream for stream in self.by_sid.values() if glob.matches(stream.path)]
+
+    def tails(self, glob: Glob, now_ms: int) -> list[StreamTail]:
+        """The streams that ``glob`` matches, by path. What is in memory is newer than what the store has; the others stay
+        there, but for forks, whose beginning is another stream's to say."""
+        found: list[StreamTail] = []
+        loaded = ([glob.text] if glob.text in self.streams else []) if glob.literal else self.streams
+        for path in [path for path in loaded if glob.matches(path)]:
+            stream = self.streams[path]
+            over = stream.deadline_ms is not None and stream.deadline_ms <= now_ms and not stream.is_read
+            if stream.live and not stream.gone and not over:
+                found.append(_tail_of(stream))
+        if self.history is not None:
+            for sid, tail in self.history.tails(glob.prefix, now_ms, exact=glob.literal):
+                if sid not in self.by_sid and glob.matches(tail.path):
+                    found.append(tail)
+            for path in self.history.forks(glob.prefix, now_ms, exact=glob.literal):
+                if path not in self.streams and glob.matches(path):
+                    fork = self.lookup(path)
+                    if fork is not None and not fork.gone:
+                        found.append(_tail_of(fork))
+        found.sort()
+        return found
 
     def let_go(self, stream: Stream) -> None:
         """Hold nothing of it any more."""
@@ -148,12 +199,49 @@ class Directory:
                 self.recent.move_to_end(stream)
 
 
+class Watches:
+    """Who is to be told of changes, by glob."""
+
+    def __init__(self) -> None:
+        self._literal: dict[str, list[Told]] = {}
+        self._wild: dict[Glob, list[Told]] = {}
+
+    def add(self, glob: Glob, told: Told) -> Callable[[], None]:
+        """Returns how to forget it; that may be called again, to no effect."""
+        by: dict[Any, list[Told]] = self._literal if glob.literal else self._wild
+        key = glob.text if glob.literal else glob
+        by.setdefault(key, []).append(told)
+
+        def forget() -> None:
+            left = [other for other in by.get(key, []) if other is not told]
+            if left:
+                by[key] = left
+            else:
+                by.pop(key, None)
+
+        return forget
+
+    def of(self, path: str) -> tuple[Told, ...]:
+        """Whom the stream at ``path`` tells."""
+        if not self._wild and not self._literal:
+            return ()
+        found = list(self._literal.get(path, ()))
+        for glob, watching in self._wild.items():
+            if glob.matches(path):
+                found += watching
+        return tuple(found)
+
+
 def no_such_stream(path: str) -> NotFound:
     """The refusal for a path without a stream."""
     return NotFound(
         f"There is no stream {path!r}. Create it first: PUT /v1/stream/{path}, or `wayside create {path}`.",
         fields={"stream": path},
     )
+
+
+def _tail_of(stream: Stream) -> StreamTail:
+    return StreamTail(stream.path, stream.offset(stream.start), stream.offset(stream.tail), stream.closed)
 
 
 def kept_for_forks(path: str) -> Gone:

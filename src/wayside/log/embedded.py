@@ -4,26 +4,31 @@ the store on disk. Everything here runs on one event loop."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from wayside.contracts import Clock, Done, Encoding, Sink, Statistics, SystemClock
-from wayside.errors import BadRequest, Gone, Refusal
+from wayside.contracts import Clock, Done, Encoding, Sink, Statistics, StreamTail, SystemClock
+from wayside.errors import BadRequest, Gone, Refusal, TooLarge
+from wayside.globs import Glob
 from wayside.limits import Limits
 from wayside.log.admission import check
 from wayside.log.commits import Commits
 from wayside.log.creation import Creation
+from wayside.log.dedupe import Dedupe, Found, identity_of, require_one
 from wayside.log.directory import Directory, kept_for_forks, no_such_stream
 from wayside.log.files import CHECKED_VFS
 from wayside.log.rows import DeleteStream
+from wayside.log.selective import selective
 from wayside.log.store import Store
 from wayside.log.stream import Stream
 from wayside.log.tail import Follower, Tally
+from wayside.log.union import Unions
 from wayside.log.upkeep import Upkeep
-from wayside.model import Append, Batch, Create, Durability, StreamInfo, require_config, require_path
+from wayside.model import Append, Appended, Batch, Create, Durability, Spool, StreamInfo, require_config, require_path
+from wayside.policies import Policy
 
 
 class EmbeddedLog:
@@ -43,13 +48,17 @@ class EmbeddedLog:
         self.limits = limits or Limits()
         self.clock = clock or SystemClock()
         self.store = Store(directory, vfs=vfs, now_ms=self.clock.wall_ms()) if directory else None
+        self.durable = directory is not None
         self.tally = Tally()
         self._epoch = self.clock.wall_ms()
-        self._directory = Directory(self.store, self.limits, self._read_later)
+        self._directory = Directory(self.store, self.limits, self.clock, self._read_later)
         self._commits = Commits(self.store, self._directory, self.limits, self.clock)
         self._creation = Creation(self._directory, self._commits, self.clock, self._lookup, self._take_epoch)
         self.upkeep = Upkeep(self._directory, self._commits, self.clock, self._lookup, self._remove)
         self._commits.on_shown = self.upkeep.bound
+        self._unions = Unions(self, self.clock, self.tally)
+        self.upkeep.views = lambda: self._unions.views
+        self._dedupe = Dedupe(self.clock, self.limits, self._load_identities if self.store else None)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._readers: ThreadPoolExecutor | None = None
 
@@ -67,10 +76,12 @@ class EmbeddedLog:
         """End followers as by a drain, commit what is accepted, close the store."""
         assert self._loop is not None
         self.upkeep.stop()
+        self._unions.stop()
         for stream in list(self._directory.streams.values()):
             stream.end_followers("drain")
         for follower in list(self.tally.behind):
             follower.leave_behind()
+        await self._dedupe.settle()
         self.upkeep.settle()
         await self._commits.close()
         if self.store and self._readers:
@@ -99,6 +110,9 @@ class EmbeddedLog:
             bytes=self._commits.bytes,
             deliveries=dict(self.tally.deliveries),
             followers=dict(self.tally.followers),
+            policies=dict(self.tally.policies),
+            skipped=dict(self.tally.skipped),
+            lagged=self.tally.lagged,
             lag_records=self.tally.lag_records(),
             store_bytes=self.store.size if self.store else 0,
             uncommitted_bytes=self._commits.uncommitted_bytes,
@@ -140,6 +154,12 @@ class EmbeddedLog:
             self._readers, read, stream.sid, position, bytes_max, records_max, stream.separator
         )
 
+    async def _load_identities(self, stream: Stream, since_ms: int, count_max: int) -> Found:
+        assert self.store is not None
+        assert self._loop is not None
+        read = self.store.history.identities
+        return await self._loop.run_in_executor(self._readers, read, stream.sid, since_ms, count_max)
+
     def list(self, prefix: str, after: str, limit: int, *, open_only: bool = False) -> list[StreamInfo]:
         """Streams whose path begins with ``prefix``, after ``after``, by path; ``open_only`` leaves out closed ones."""
         directory = self._directory
@@ -157,6 +177,20 @@ class EmbeddedLog:
             if last is None:
                 return infos
             after = last
+
+    def watch(self, glob: Glob, told: Callable[[Stream], None]) -> Callable[[], None]:
+        """Have ``told`` called with each stream that ``glob`` matches and that has changed, once for all of a commit; returns
+        how to end it."""
+        return self._directory.watch(glob, told)
+
+    def tails(self, glob: Glob) -> Iterator[StreamTail]:
+        """The streams that ``glob`` matches, by path, as of the call; none is loaded for it."""
+        return iter(self._directory.tails(glob, self.clock.wall_ms()))
+
+    def union(self, glob: Glob, done: Done) -> None:
+        """All streams that ``glob`` matches, also those made later, as one: ``done`` gets a view to be read or followed at
+        once, or an exception."""
+        self._unions.open(glob, done)
 
     # -- changing
 
@@ -183,6 +217,13 @@ class EmbeddedLog:
 
     def _append(self, path: str, append: Append, done: Done, *, settled: bool = False) -> None:
         stream = self.find(path)
+        identity = "" if append.meta is None else identity_of(append)
+        if (identity or stream.waiting is not None) and self._dedupe.wait(
+            stream, partial(self._append_waited, path, append, done, bool(identity)), identified=bool(identity)
+        ):
+            return
+        if identity and self._appended_before(stream, identity, done):
+            return
         try:
             answer = check(stream, append)
         except Refusal:
@@ -196,13 +237,86 @@ class EmbeddedLog:
             self._commits.answer(stream, done, lambda: answer)
             return
         self._commits.require_working(stream.config.durability, adding=bool(append.body or append.records))
+        if append.meta is not None:
+            _require_whole(stream, append)
         records = stream.split(append.body) if append.records is None else [*append.records]
+        if identity:
+            require_one(len(records) if isinstance(records, list) else 0)
         if not records and not append.close:
             raise BadRequest(
                 "The body is empty: there is nothing to append. Send a body, or Stream-Closed: true to close.",
                 code="empty-append",
             )
         self._commits.append(stream, append, records, done)
+        if identity:
+            self._dedupe.note(stream, identity)
+
+    def _appended_before(self, stream: Stream, identity: str, done: Done) -> bool:
+        """Whether a record with the id was appended; then it is answered, when that record is committed."""
+        end = self._dedupe.find(stream, identity)
+        if end is None:
+            return False
+        self._commits.answer(stream, done, lambda: Appended(*stream.offset(end), closed=stream.closed, duplicate=True))
+        return True
+
+    def _append_waited(self, path: str, append: Append, done: Done, identified: bool, refusal: Refusal | None) -> None:
+        if refusal is not None and identified:
+            done(refusal)
+        else:
+            self._append_again(path, append, done)
+
+    def append_all(self, appends: Sequence[tuple[str, Append]], done: Done, *, in_line: bool = False) -> None:
+        """Append to several streams in one transaction: all of them, or none; ``done`` gets a list of ``Appended`` after the
+        commit, in order, or an exception. Takes records only: no producers, no closing. What has no message id waits for
+        nothing, so that who appends may count on its place; ``in_line`` it waits behind what has. Raises at once what
+        can be known now."""
+        checked: list[tuple[Stream, Append, str]] = []
+        for path, append in appends:
+            stream = self.find(path)
+            assert append.records is not None, "append_all takes records"
+            identity = "" if append.meta is None else identity_of(append)
+            if identity:
+                require_one(len(append.records))
+            if (identity or (in_line and stream.waiting is not None)) and self._dedupe.wait(
+                stream, partial(self._append_all_waited, appends, done, in_line), identified=bool(identity)
+            ):
+                return
+            if not identity or self._dedupe.find(stream, identity) is None:
+                check(stream, append)
+            self._commits.require_working(stream.config.durability)
+            checked.append((stream, append, identity))
+        results: list[Any] = [None] * len(checked)
+        left = len(checked)
+
+        def told(number: int, result: Any) -> None:
+            nonlocal left
+            results[number] = result
+            left -= 1
+            if not left:
+                done(next((result for result in results if isinstance(result, Exception)), results))
+
+        for number, (stream, append, identity) in enumerate(checked):  # nothing is refused from here on
+            if identity and self._appended_before(stream, identity, partial(told, number)):
+                continue
+            self._commits.append(stream, append, [*(append.records or ())], partial(told, number))
+            if identity:
+                self._dedupe.note(stream, identity)
+        if not checked:
+            done([])
+
+    def _append_all_waited(
+        self, appends: Sequence[tuple[str, Append]], done: Done, in_line: bool, refusal: Refusal | None
+    ) -> None:
+        try:
+            if refusal is not None:
+                raise refusal
+            self.append_all(appends, done, in_line=in_line)
+        except Exception as error:
+            done(error)
+
+    def trim(self, path: str, position: int) -> None:
+        """Let go of what a stream has before ``position``, as far as whole chunks and batches are before it."""
+        self.upkeep.trim(self.find(path, touch=False), position)
 
     def _append_again(self, path: str, append: Append, done: Done, *, settled: bool = False) -> None:
         try:
@@ -257,6 +371,7 @@ class EmbeddedLog:
             self._directory.streams.setdefault(stream.path, stream)
             if stream.source is not None:
                 stream.source.forks += 1
+        stream.tell()
 
     # -- following
 
@@ -269,9 +384,15 @@ class EmbeddedLog:
         pattern: str,
         until: int | None = None,
         credit: int | None = None,
+        policy: Policy | None = None,
+        ended: Callable[[], None] | None = None,
     ) -> Follower:
         """Start a follower at ``position``: it ends at ``until``, or is sent ``credit`` records until granted more."""
-        follower = Follower(stream, position, encoding, sink, pattern, self.tally, until=until, credit=credit)
+        what: Any = (stream, position, encoding, sink, pattern, self.tally)
+        if policy is None:
+            follower = Follower(*what, until=until, credit=credit, ended=ended)
+        else:
+            follower = selective(policy, *what, until=until, credit=credit, ended=ended)
         sink.attach(follower)
         follower.start()
         return follower
@@ -279,3 +400,13 @@ class EmbeddedLog:
     def delivered(self, pattern: str, count: int) -> None:
         """Count records given by a pattern that follows nothing."""
         self.tally.delivered(pattern, count)
+
+
+def _require_whole(stream: Stream, append: Append) -> None:
+    """Raise :class:`TooLarge` for a body that becomes several records, or would, because of its size."""
+    if isinstance(append.body, Spool) and not stream.json:
+        raise TooLarge(
+            f"A body of {append.body.size} bytes becomes several records: headers, an id, a key and an expiry are for "
+            f"one of at most {stream.limits.body_memory_bytes_max} bytes. Send it in smaller parts, or without them.",
+            fields={"limit_bytes": stream.limits.body_memory_bytes_max},
+        )

@@ -14,10 +14,21 @@ from typing import Any
 
 import apsw
 
+from wayside.contracts import StreamTail
 from wayside.errors import DamagedStore
 from wayside.log.files import open_database
-from wayside.log.rows import State, StreamRow, chunk_crc, decode_config, unpack, unpack_sizes
-from wayside.log.tables import COLUMNS
+from wayside.log.rows import (
+    State,
+    StreamRow,
+    chunk_crc,
+    decode_config,
+    metas_of,
+    offset_in,
+    unpack,
+    unpack_metas,
+    unpack_sizes,
+)
+from wayside.log.tables import COLUMNS, END
 from wayside.model import Batch
 
 
@@ -29,6 +40,11 @@ def damaged(path: Path, what: object) -> DamagedStore:
         "Then restore the directory from a backup, or copy out the streams that are whole.",
         fields={"file": str(path)},
     )
+
+
+def _named(prefix: str, exact: bool) -> tuple[str, tuple[str, ...]]:
+    """The condition that a path begins with ``prefix``, or is it."""
+    return ("path = ?", (prefix,)) if exact else ("path >= ? AND path < ?", (prefix, prefix + "\U0010ffff"))
 
 
 class History:
@@ -60,17 +76,17 @@ class History:
         total = 0
         with self._translated():
             try:
-                for at, count, time_ms, sizes, data, crc in self._records.execute(
-                    "SELECT position, count, time_ms, sizes, data, crc FROM chunk WHERE sid=?1 AND position >= coalesce("
+                for at, count, time_ms, sizes, data, crc, meta in self._records.execute(
+                    "SELECT position, count, time_ms, sizes, data, crc, meta FROM chunk WHERE sid=?1 AND position >= coalesce("
                     "(SELECT max(position) FROM chunk WHERE sid=?1 AND position <= ?2), ?2) ORDER BY position",
                     (sid, position),
                 ):
                     expected = batches[-1].end if batches else position
                     if not (at <= expected < at + count) or count != len(sizes) // 4:
                         break
-                    if chunk_crc(sizes, data) != crc:
+                    if chunk_crc(sizes, data, meta) != crc:
                         raise ValueError(f"the checksum of records {at} to {at + count - 1} does not verify")
-                    batch = unpack(at, time_ms, sizes, data, separator, expected, records_max)
+                    batch = unpack(at, time_ms, sizes, data, separator, expected, records_max, metas_of(meta))
                     batches.append(batch)
                     total += batch.size
                     records_max -= batch.count
@@ -82,6 +98,22 @@ class History:
         if not batches:
             raise damaged(self.path, f"records from {position} of stream {sid:011x} are missing")
         return batches
+
+    def identities(self, sid: int, since_ms: int, count_max: int) -> list[tuple[str, int, int]]:
+        """Message ids of sealed records not older than ``since_ms``, newest first, as (id, position after the record, time
+        in ms). Of the same thread as :meth:`read`."""
+        found: list[tuple[str, int, int]] = []
+        with self._translated():
+            for position, time_ms, packed in self._records.execute(
+                "SELECT position, time_ms, meta FROM chunk INDEXED BY chunk_at WHERE sid=? ORDER BY position DESC",
+                (sid,),
+            ):
+                if time_ms < since_ms or len(found) >= count_max:
+                    break
+                for index, at_ms, meta in reversed(unpack_metas(packed) if packed is not None else ()):
+                    if meta.id and at_ms >= since_ms:
+                        found.append((meta.id, position + index + 1, at_ms))
+        return found
 
     def find(self, path: str) -> StreamRow | None:
         """The stream at ``path``."""
@@ -154,6 +186,30 @@ class History:
             limit,
         )
 
+    def tails(self, prefix: str, now_ms: int, *, exact: bool = False) -> Iterator[tuple[int, StreamTail]]:
+        """Sid and tail of each stream whose path begins with ``prefix``, or is ``exact``-ly it, and whose time is not over;
+        without forks."""
+        where, bindings = _named(prefix, exact)
+        with self._translated():
+            rows: Any = self._streams.execute(
+                f"SELECT sid, path, lineage, start, tail, closed FROM stream WHERE {where} AND gone=0 AND source IS NULL "
+                "AND (expires_ms IS NULL OR expires_ms > ?)",
+                (*bindings, now_ms),
+            ).fetchall()
+            for sid, path, lineage, start, tail, closed in rows:
+                lives = json.loads(lineage)
+                yield sid, StreamTail(path, offset_in(lives, start), offset_in(lives, tail), bool(closed))
+
+    def forks(self, prefix: str, now_ms: int, *, exact: bool = False) -> list[str]:
+        """The paths of the forks that :meth:`tails` leaves out."""
+        where, bindings = _named(prefix, exact)
+        return self._values(
+            f"SELECT path FROM stream WHERE {where} AND gone=0 AND source IS NOT NULL "
+            "AND (expires_ms IS NULL OR expires_ms > ?)",
+            *bindings,
+            now_ms,
+        )
+
     def expired(self, now_ms: int, limit: int) -> list[str]:
         """Paths of streams whose time is over."""
         return self._values("SELECT path FROM stream WHERE expires_ms <= ? ORDER BY expires_ms LIMIT ?", now_ms, limit)
@@ -162,9 +218,12 @@ class History:
         """Paths of streams that keep records for a time only."""
         return self._values("SELECT path FROM stream WHERE age_s IS NOT NULL AND gone=0")
 
-    def start_after(self, sid: int, start: int, *, drop_bytes: int = 0, before_ms: int = 0) -> tuple[int, int]:
+    def start_after(
+        self, sid: int, start: int, *, drop_bytes: int = 0, before_ms: int = 0, upto: int = END
+    ) -> tuple[int, int]:
         """Where retention would let a stream begin, dropping whole chunks from ``start`` on: the oldest while they fit
-        into ``drop_bytes``, and those whose newest record is older than ``before_ms``. Returns (position, bytes)."""
+        into ``drop_bytes``, and those whose newest record is older than ``before_ms``; none that ends after the position
+        ``upto``. Returns (position, bytes)."""
         dropped = 0
         with self._translated():
             before = self._bytes_before(sid, start)
@@ -173,7 +232,7 @@ class History:
                 (sid, start),
             )
             for position, count, size, time_ms in rows:
-                if dropped + size - before > drop_bytes and time_ms >= before_ms:
+                if position + count > upto or (dropped + size - before > drop_bytes and time_ms >= before_ms):
                     break
                 start = position + count
                 dropped += size - before

@@ -9,7 +9,7 @@ import msgspec
 
 from wayside.contracts import Done
 from wayside.log.rows import FORGOTTEN, State
-from wayside.model import Append, Producer, Spool
+from wayside.model import Append, Meta, Producer, Spool, cost_of
 
 if TYPE_CHECKING:
     from wayside.log.stream import Stream
@@ -32,8 +32,24 @@ class Pending(msgspec.Struct, eq=False):
     producers: dict[str, tuple[int, int, int] | None] | None = None
     """Producers that appended, and what the stream knew of each before; None: nothing of this kind changes."""
     closes: bool = False
+    meta: dict[int, Meta] | None = None
+    """What is known beside ``records``, by index there."""
     kept: State | None = None
     """What the stream knew when readers were shown it, if that was before it is committed."""
+
+    @property
+    def weight(self) -> int:
+        """Bytes of its records and of what is known beside them."""
+        return self.size if self.meta is None else self.size + cost_of(self.meta)
+
+    def note_meta(self, metas: dict[int, Meta]) -> None:
+        """Take what is known, by index, beside the records that come next."""
+        if not metas:
+            return
+        before = len(self.records)
+        if self.meta is None:
+            self.meta = {}
+        self.meta.update((before + index, meta) for index, meta in metas.items())
 
     def note(self, append: Append) -> None:
         """Take what an append changes beside the records."""
@@ -84,5 +100,8 @@ class Pending(msgspec.Struct, eq=False):
                 stream.producers.pop(name, None)
             else:
                 stream.producers[name] = before
+        for meta in (self.meta or {}).values():
+            if meta.id and stream.seen is not None:
+                stream.seen.pop(meta.id, None)
         if stream.open is self:
             stream.open = None

@@ -1,8 +1,9 @@
 """What the event loop hands to the writer thread, and what the store hands back: values only.
 
 A ``Unit`` is one transaction. Bytes of a journal row: MessagePack, an array of entries, each the array
-``[sid, position, time_ms, sizes, data, state]``; ``sizes`` are little-endian uint32, ``data`` the
-records joined by the stream's separator.
+``[sid, position, time_ms, sizes, data, state, meta]``; ``sizes`` are little-endian uint32, ``data`` the
+records joined by the stream's separator, ``meta`` what is known beside records by their index, or nil. The
+metadata of a chunk row: MessagePack, an array of ``[index, time_ms, meta]``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import msgspec
 from zlib_ng.zlib_ng import crc32
 
-from wayside.model import Batch, Spool, StreamConfig
+from wayside.model import Batch, Meta, Offset, Spool, StreamConfig, cost_of, metas_between
 
 FORGOTTEN = (-1, -1, 0)
 CHUNK_BYTES = 256 * 1024
@@ -51,10 +52,16 @@ class Entry(msgspec.Struct, array_like=True, gc=False):
     sizes: bytes
     data: bytes
     state: State | None = None
+    meta: dict[int, Meta] | None = None
 
     @property
     def count(self) -> int:
         return len(self.sizes) // 4
+
+    @property
+    def weight(self) -> int:
+        """Bytes of its records and of what is known beside them."""
+        return len(self.data) if self.meta is None else len(self.data) + cost_of(self.meta)
 
 
 class Put(msgspec.Struct, gc=False):
@@ -71,10 +78,24 @@ class Put(msgspec.Struct, gc=False):
     state: State | None = None
     spool: Spool | None = None
     pieces: Sequence[tuple[int, int]] = ()
+    meta: dict[int, Meta] | None = None
+
+    @property
+    def weight(self) -> int:
+        """Bytes of its records and of what is known beside them."""
+        return self.size if self.meta is None else self.size + cost_of(self.meta)
 
     @property
     def end(self) -> int:
         return self.position + (len(self.pieces) if self.spool else len(self.records))
+
+
+def offset_in(lineage: list[tuple[int, int]], position: int) -> Offset:
+    """The token for a position of a stream: in the epoch in which the record before it was written."""
+    for first, epoch in reversed(lineage):
+        if first < position:
+            return Offset(epoch, position)
+    return Offset(lineage[0][1], position)
 
 
 @dataclass(slots=True)
@@ -164,7 +185,14 @@ def unpack_sizes(sizes: bytes) -> array[int]:
 
 
 def unpack(
-    position: int, time_ms: int, sizes: bytes, data: bytes, separator: bytes, since: int = 0, count_max: int = 1 << 62
+    position: int,
+    time_ms: int,
+    sizes: bytes,
+    data: bytes,
+    separator: bytes,
+    since: int = 0,
+    count_max: int = 1 << 62,
+    meta: dict[int, Meta] | None = None,
 ) -> Batch:
     """The batch that :func:`pack_sizes` and ``separator.join`` made, or ``count_max`` records of it from the position
     ``since`` on. Raises ValueError where they do not agree."""
@@ -173,7 +201,7 @@ def unpack(
     if sum(lengths) + gap * (len(lengths) - 1) != len(data):
         raise ValueError(f"{len(lengths)} record sizes do not add up to {len(data)} bytes")
     if len(lengths) == 1:
-        return Batch(position, time_ms, [data])
+        return Batch(position, time_ms, [data], meta=meta)
     records: list[bytes] = []
     skip = max(0, since - position)
     at = sum(lengths[:skip]) + gap * skip
@@ -181,12 +209,42 @@ def unpack(
     for length in lengths[skip : skip + count_max]:
         records.append(data[at : at + length])
         at += length + gap
-    return Batch(position, time_ms, records)
+    return Batch(position, time_ms, records, meta=metas_between(meta, skip, skip + len(records)))
 
 
-def chunk_crc(sizes: bytes, data: bytes) -> int:
+def chunk_crc(sizes: bytes, data: bytes, meta: bytes | None = None) -> int:
     """Checksum of a chunk row."""
-    return crc32(data, crc32(sizes))
+    crc = crc32(data, crc32(sizes))
+    return crc if meta is None else crc32(meta, crc)
+
+
+def placed(parts: Sequence[Entry | Put]) -> list[tuple[int, int, Meta]]:
+    """The metadata of ``parts`` of one stream as (position, time, meta), in order."""
+    return [
+        (part.position + index, part.time_ms, part.meta[index])
+        for part in parts
+        if part.meta is not None
+        for index in sorted(part.meta)
+    ]
+
+
+def pack_metas(metas: list[tuple[int, int, Meta]], position: int, count: int) -> bytes | None:
+    """Of what is :func:`placed` the part for a chunk row of ``count`` records from ``position`` on."""
+    part = [(at - position, time_ms, meta) for at, time_ms, meta in metas if position <= at < position + count]
+    return _encode_metas(part) if part else None
+
+
+def unpack_metas(packed: bytes) -> list[tuple[int, int, Meta]]:
+    """What :func:`pack_metas` packed: (index, time, meta). Raises ValueError for what it did not."""
+    try:
+        return _decode_metas(packed)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"metadata of records: {error}") from error
+
+
+def metas_of(packed: bytes | None) -> dict[int, Meta] | None:
+    """The same by index, as a batch has it."""
+    return None if packed is None else {index: meta for index, _time_ms, meta in unpack_metas(packed)}
 
 
 @functools.lru_cache(64)
@@ -198,5 +256,7 @@ def decode_config(text: bytes) -> StreamConfig:
     return msgspec.json.decode(text, type=StreamConfig)
 
 
+_encode_metas: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
+_decode_metas = msgspec.msgpack.Decoder(list[tuple[int, int, Meta]]).decode
 encode_entries: Callable[[list[Any]], bytes] = msgspec.msgpack.Encoder().encode
 decode_entries = msgspec.msgpack.Decoder(list[Entry]).decode

@@ -47,10 +47,12 @@ from wayside.log.rows import (
     decode_config,
     decode_entries,
     encode_entries,
+    pack_metas,
     pack_sizes,
+    placed,
     unpack,
 )
-from wayside.log.tables import FORMAT, SCHEMA, apply, write_chunk, write_state
+from wayside.log.tables import FORMAT, SCHEMA, UPGRADES, apply, write_chunk, write_state
 from wayside.model import Batch, runs
 
 CHUNK_RECORDS = 65_536
@@ -79,7 +81,7 @@ class Unsealed:
 
     def add(self, entry: Entry) -> None:
         self.entries.append(entry)
-        self.size += len(entry.data)
+        self.size += entry.weight
 
 
 class Store:
@@ -128,6 +130,10 @@ class Store:
                 "INSERT INTO meta VALUES(?, ?)", [("format", FORMAT), ("epoch_next", 0), ("clean", 1), ("opens", 0)]
             )
         meta = dict(c.execute("SELECT key, value FROM meta"))
+        while (form := meta.get("format")) in UPGRADES:
+            c.execute(UPGRADES[form])
+            meta["format"] = form + 1
+            c.execute("UPDATE meta SET value=? WHERE key='format'", (form + 1,))
         if meta.get("format") != FORMAT:
             raise DamagedStore(
                 f"{self.path} has store format {meta.get('format')!r}; this version of Wayside reads format {FORMAT}. "
@@ -186,7 +192,7 @@ class Store:
                     continue
                 self._unseal(entry, number, separator)
                 if entry.count:
-                    batch = unpack(entry.position, entry.time_ms, entry.sizes, entry.data, separator)
+                    batch = unpack(entry.position, entry.time_ms, entry.sizes, entry.data, separator, meta=entry.meta)
                     batches.setdefault(entry.sid, []).append(batch)
                 else:
                     batches.setdefault(entry.sid, [])
@@ -238,7 +244,7 @@ class Store:
                 blob = encode_entries([entry for entries in fresh.values() for entry in entries])
                 size = len(blob)
                 c.execute("INSERT INTO journal VALUES(?, ?, ?)", (self._journal_next, blob, crc32(blob)))
-            dropped = self._make_room(result, sum(put.size for put in unit.puts))
+            dropped = self._make_room(result, sum(put.weight for put in unit.puts))
             limit = self._epoch_limit
             if short:
                 limit = self.epoch_next + EPOCH_BLOCK
@@ -261,19 +267,19 @@ class Store:
         sid = put.sid
         waiting = None if sid in result.sealed else self._unsealed.get(sid)
         new = fresh.get(sid)
-        size = put.size
+        size = weight = put.weight
         if waiting is not None:
             size += waiting.size
         if new is not None:
             size += fill[sid]
         if put.records and size < put.chunk_bytes:
             data = put.separator.join(put.records)
-            entry = Entry(sid, put.position, put.time_ms, pack_sizes(put.records), data, put.state)
+            entry = Entry(sid, put.position, put.time_ms, pack_sizes(put.records), data, put.state, put.meta)
             if new is None:
-                fresh[sid], fill[sid] = [entry], len(data)
+                fresh[sid], fill[sid] = [entry], weight
             else:
                 new.append(entry)
-                fill[sid] += len(data)
+                fill[sid] += weight
             return
         held = Unsealed(0, put.separator)
         held.entries = [*(waiting.entries if waiting else ()), *(new or ())]
@@ -337,12 +343,13 @@ class Store:
         packed = b"".join(sizes)
         assert all(a.position + a.count == b.position for a, b in pairwise(unsealed.entries)), "a gap in the journal"
         if packed:
-            gap = len(unsealed.separator)
-            write_chunk(self._writer, sid, position, time_ms, packed, unsealed.separator.join(parts), gap)
-            position += len(packed) // 4
-            for run in more:
-                write_chunk(self._writer, sid, position, time_ms, pack_sizes(run), unsealed.separator.join(run), gap)
-                position += len(run)
+            separator = unsealed.separator
+            metas = placed([*unsealed.entries, *((put,) if put is not None else ())])
+            rows = [(packed, separator.join(parts)), *((pack_sizes(run), separator.join(run)) for run in more)]
+            for packed, data in rows:
+                meta = pack_metas(metas, position, len(packed) // 4) if metas else None
+                write_chunk(self._writer, sid, position, time_ms, packed, data, len(separator), meta)
+                position += len(packed) // 4
         if state != State():
             write_state(self._writer, sid, state)
 

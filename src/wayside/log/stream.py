@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable
+from functools import partial
 from operator import attrgetter
 
 from wayside.contracts import Clock, Done, Encoding
-from wayside.errors import DamagedStore, Gone, TooLarge
+from wayside.errors import DamagedStore, Gone, Refusal, TooLarge
 from wayside.guard import guarded
 from wayside.limits import Limits
+from wayside.log.lapsing import unlapsed
 from wayside.log.pending import Pending
-from wayside.log.rows import CHUNK_BYTES, FORGOTTEN, State, StreamRow
+from wayside.log.rows import CHUNK_BYTES, FORGOTTEN, State, StreamRow, offset_in
 from wayside.log.tail import Cohort, Tally
 from wayside.model import (
     BATCH_COST,
@@ -28,6 +30,7 @@ from wayside.model import (
     Producer,
     Spool,
     StreamInfo,
+    metas_between,
     require_size,
     runs,
     split_records,
@@ -42,11 +45,15 @@ _position = attrgetter("position")
 class Stream:
     """One stream. ``tail`` is what readers see, ``next`` where the next append goes."""
 
-    def __init__(self, row: StreamRow, *, limits: Limits, later: ReadLater, source: Stream | None = None) -> None:
+    def __init__(
+        self, row: StreamRow, *, limits: Limits, clock: Clock, later: ReadLater, source: Stream | None = None
+    ) -> None:
         self.sid = row.sid
         self.path = row.path
         config = self.config = row.config
         self.json = config.is_json
+        self.plain = not self.json
+        """Whether a body is one record as it is, and no append has to wait."""
         self.limits = limits
         memory = self.memory = config.durability is Durability.MEMORY
         self.fsync = config.durability is Durability.FSYNC
@@ -89,15 +96,30 @@ class Stream:
         """Position up to which the store's chunk rows hold the records; later ones must stay in memory."""
         self.cohorts: dict[tuple[object, str], Cohort] = {}
         self.waiters: set[Callable[[], None]] = set()
+        self.holds: tuple[Callable[[], int], ...] = ()
+        """Each says from where on somebody has still to do with the records: retention lets none of them go."""
+        self.promises: tuple[Callable[[Batch], None], ...] = ()
+        """Told of records that are about to be committed."""
+        self.watchers: tuple[Callable[[Stream], None], ...] = ()
+        """Told of each change; the directory fills it in."""
+        self._told: object = None
+        """The version that they were last told of."""
         self.readers = 0
         self.on_unread: Callable[[], None] | None = None
+        self.seen: dict[str, tuple[int, float]] | None = None
+        """Message ids of the last while (:mod:`wayside.log.dedupe`); None: not known yet."""
+        self.waiting: list[Callable[[Refusal | None], None]] | None = None
+        """Appends that wait until they are; None: nobody waits."""
         self.version: object = object()
         self._later = later
+        self._now_ms = clock.wall_ms
         self.entered = False
         """Whether it is in the directory, which then counts the memory it takes."""
 
     __slots__ = (
         "_later",
+        "_now_ms",
+        "_told",
         "batches",
         "branches",
         "cache_from",
@@ -115,6 +137,7 @@ class Stream:
         "forks",
         "fsync",
         "gone",
+        "holds",
         "json",
         "keep_bytes",
         "kept_by_cost",
@@ -126,9 +149,12 @@ class Stream:
         "on_unread",
         "open",
         "path",
+        "plain",
         "producers",
+        "promises",
         "readers",
         "sealed",
+        "seen",
         "separator",
         "seq",
         "sid",
@@ -140,6 +166,8 @@ class Stream:
         "unsettled",
         "version",
         "waiters",
+        "waiting",
+        "watchers",
     )
 
     def adopt(self, state: State) -> None:
@@ -157,7 +185,8 @@ class Stream:
     @property
     def is_idle(self) -> bool:
         """Whether it can be forgotten and loaded again from the store, with nothing lost."""
-        busy = self.is_read or self.forks or self.source or self.open or not self.live or self.deadline_ms is not None
+        used = self.is_read or self.holds or self.forks or self.source or self.open or self.waiting is not None
+        busy = used or not self.live or self.deadline_ms is not None
         stored = not self.memory and self.sealed >= self.tail == self.next
         return stored and not busy
 
@@ -176,11 +205,7 @@ class Stream:
 
     def offset(self, position: int) -> Offset:
         """The token for a position: in the epoch in which the record before it was written."""
-        lineage = self.lineage
-        for first, epoch in reversed(lineage):
-            if first < position:
-                return Offset(epoch, position)
-        return Offset(lineage[0][1], position)
+        return offset_in(self.lineage, position)
 
     def resolve(self, offset: Offset) -> int:
         """The position an offset names. Raises :class:`Gone` for one of an earlier life or no longer retained."""
@@ -252,6 +277,8 @@ class Stream:
             self.open = None
         else:
             self.open = pending
+            if append.meta is not None:
+                pending.note_meta(append.metas(len(records)))
             pending.records += records
             self.next += len(records)
             for record in records:
@@ -283,14 +310,16 @@ class Stream:
             return
         self.tail = pending.position + len(records)
         position = pending.position
-        if size <= limits.read_bytes_max and len(records) <= limits.read_records_max:
+        metas = pending.meta
+        if metas is None and size <= limits.read_bytes_max and len(records) <= limits.read_records_max:
             if not self.batches:  # as cache() does
                 self.cache_from = position
             self.batches.append(Batch(position, pending.time_ms, records, size))
             self.cached_bytes += size + BATCH_COST + RECORD_COST * len(records)
             return
         for run in runs(records, size, limits.read_bytes_max, limits.read_records_max):  # or one read takes them all
-            self.cache(Batch(position, pending.time_ms, run))
+            at = position - pending.position
+            self.cache(Batch(position, pending.time_ms, run, meta=metas_between(metas, at, at + len(run))))
             position += len(run)
 
     def cache(self, batch: Batch) -> None:
@@ -335,6 +364,15 @@ class Stream:
             if self.closed:
                 self.end_followers("closed")
         self.wake()
+        if not self.deleted:  # its deletion may yet be taken back: it is told of when it is over
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell those who watch it of a change, if they have not been told."""
+        if self.watchers and self.live and self._told is not self.version:
+            self._told = self.version
+            for told in self.watchers:
+                guarded(partial(told, self))
 
     def wake(self) -> None:
         """Call and forget those who wait for any change."""
@@ -347,6 +385,25 @@ class Stream:
         """Have ``waiter`` called once at the next change; returns how to forget it."""
         self.waiters.add(waiter)
         return lambda: self.waiters.discard(waiter)
+
+    def hold(self, since: Callable[[], int]) -> Callable[[], None]:
+        """Have retention let go of nothing from the position on that ``since`` gives; returns how to end that."""
+        self.holds = (*self.holds, since)
+
+        def release() -> None:
+            self.holds = tuple(held for held in self.holds if held is not since)
+
+        return release
+
+    def promise(self, told: Callable[[Batch], None]) -> Callable[[], None]:
+        """Have ``told`` called with records that are about to be committed: what it appends shares their transaction. They are
+        not to be shown before that is done. Returns how to end it."""
+        self.promises = (*self.promises, told)
+
+        def release() -> None:
+            self.promises = tuple(other for other in self.promises if other is not told)
+
+        return release
 
     def cohort(self, encoding: Encoding, pattern: str, tally: Tally) -> Cohort:
         """The cohort of an encoding, made if there is none."""
@@ -372,13 +429,15 @@ class Stream:
         self.version = object()
         self.end_followers("deleted")
         self.wake()
+        self.tell()
+        self.watchers = ()
 
     # -- reading
 
     def read_nowait(self, position: int, bytes_max: int) -> list[Batch] | None:
         """Batches from ``position`` on, about ``bytes_max`` bytes of them; [] at the tail; None if it takes the disk.
 
-        Raises :class:`Gone` where retention has gone past ``position``.
+        Records that have expired are left out: between batches there may be gaps, and the last one may be empty. Raises :class:`Gone` where retention has gone past ``position``.
         """
         if position >= self.tail:
             return []
@@ -399,7 +458,7 @@ class Stream:
             result.append(batch)
             total += batch.size
             count += batch.count
-        return result
+        return unlapsed(result, self._now_ms)
 
     async def read(self, position: int, bytes_max: int) -> list[Batch]:
         """The same, from the disk where need be."""
@@ -417,8 +476,9 @@ class Stream:
                 raise Gone(f"{self.path} was deleted.", code="stream-deleted") from None
             raise
         # The store has what is sealed; a batch that straddles the cache is as good as the cached one.
-        return [batch.until(self.tail) for batch in batches if batch.position < self.tail]
+        return unlapsed([batch.until(self.tail) for batch in batches if batch.position < self.tail], self._now_ms)
 
     def _inherited(self, batches: list[Batch]) -> list[Batch]:
         end = self.own_start
-        return [batch.until(end) for batch in batches if batch.position < end]
+        own = [batch.until(end) for batch in batches if batch.position < end]
+        return own if own and own[-1].end >= min(end, batches[-1].end) else [*own, Batch(end, batches[-1].time_ms, [])]

@@ -18,7 +18,9 @@ from wayside.log.rows import (
     encode_config,
 )
 
-FORMAT = 1
+FORMAT = 2
+UPGRADES = {1: "ALTER TABLE chunk ADD COLUMN meta BLOB"}
+"""What makes a store of each earlier format one of the next."""
 END = (1 << 62) - 1
 """After every position."""
 COLUMNS = "sid, path, config, lineage, start, tail, closed, closed_by, seq, expires_ms, source, fork, gone"
@@ -37,7 +39,8 @@ CREATE INDEX stream_source ON stream(source) WHERE source IS NOT NULL;
 CREATE TABLE producer(sid INTEGER, id TEXT, epoch INTEGER, seq INTEGER, time_ms INTEGER, PRIMARY KEY(sid, id))
   WITHOUT ROWID;
 CREATE TABLE chunk(id INTEGER PRIMARY KEY, sid INTEGER NOT NULL, position INTEGER NOT NULL, count INTEGER NOT NULL,
-  size INTEGER NOT NULL, time_ms INTEGER NOT NULL, sizes BLOB NOT NULL, data BLOB NOT NULL, crc INTEGER NOT NULL);
+  size INTEGER NOT NULL, time_ms INTEGER NOT NULL, sizes BLOB NOT NULL, data BLOB NOT NULL, crc INTEGER NOT NULL,
+  meta BLOB);
 CREATE UNIQUE INDEX chunk_at ON chunk(sid, position, count, size, time_ms);
 CREATE TABLE journal(id INTEGER PRIMARY KEY, entries BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE garbage(sid INTEGER, upto INTEGER, PRIMARY KEY(sid, upto)) WITHOUT ROWID;
@@ -87,13 +90,20 @@ def _lineage(lineage: list[tuple[int, int]]) -> str:
 
 
 def write_chunk(
-    c: apsw.Connection, sid: int, position: int, time_ms: int, sizes: bytes, data: bytes, gap: int = 0
+    c: apsw.Connection,
+    sid: int,
+    position: int,
+    time_ms: int,
+    sizes: bytes,
+    data: bytes,
+    gap: int = 0,
+    meta: bytes | None = None,
 ) -> None:
-    """A run of records as a row; ``gap`` is the length of the separator between them."""
+    """A run of records as a row; ``gap`` is the length of the separator between them, ``meta`` their packed metadata."""
     count = len(sizes) // 4
     c.execute(
-        "INSERT INTO chunk(sid, position, count, size, time_ms, sizes, data, crc) VALUES(?,?,?,?,?,?,?,?)",
-        (sid, position, count, len(data) - gap * (count - 1), time_ms, sizes, data, chunk_crc(sizes, data)),
+        "INSERT INTO chunk(sid, position, count, size, time_ms, sizes, data, crc, meta) VALUES(?,?,?,?,?,?,?,?,?)",
+        (sid, position, count, len(data) - gap * (count - 1), time_ms, sizes, data, chunk_crc(sizes, data, meta), meta),
     )
     # What the journal has of these records is over, also when the row has been freed.
     c.execute("UPDATE stream SET tail=? WHERE sid=?", (position + count, sid))

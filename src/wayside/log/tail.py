@@ -32,11 +32,17 @@ PACE_S_MIN, PACE_S_MAX = 0.0005, 0.01
 class Tally:
     """What followers have been given, by pattern; and who follows."""
 
-    __slots__ = ("behind", "deliveries", "followers", "tasks")
+    __slots__ = ("behind", "deliveries", "followers", "lagged", "policies", "skipped", "tasks")
 
     def __init__(self) -> None:
         self.deliveries: dict[str, int] = {}
         self.followers: dict[str, int] = {}
+        self.policies: dict[str, int] = {}
+        """Followers with a policy other than catching up, by policy."""
+        self.skipped: dict[str, int] = {}
+        """Records that policies did not let through, by policy."""
+        self.lagged = 0
+        """Followers that were ended for being too far behind."""
         self.behind: set[Follower] = set()
         """Followers that are not in a cohort."""
         self.tasks: set[asyncio.Task[None]] = set()
@@ -142,7 +148,10 @@ class Cohort:
 
     def _broadcast(self, batches: list[Batch]) -> None:
         end = batches[-1].end
-        count = end - self.position
+        count = sum([batch.count for batch in batches])
+        if not count:  # all of them have expired
+            self.position = end
+            return
         for follower in [f for f in self.metered if f.credit is not None and f.credit < count]:
             follower.leave()
             follower.pump()
@@ -203,6 +212,17 @@ class Cohort:
             follower.leave()
 
 
+def _first(batches: list[Batch], count: int) -> list[Batch]:
+    """The first ``count`` records of ``batches``, which have more."""
+    result: list[Batch] = []
+    for batch in batches:
+        result.append(batch if batch.count <= count else batch.until(batch.position + count))
+        count -= batch.count
+        if count <= 0:
+            break
+    return result
+
+
 class Follower:
     """One reader that waits for more. ``position`` is where it stands while it is not in a cohort."""
 
@@ -215,6 +235,7 @@ class Follower:
         "credit",
         "done",
         "encoding",
+        "ended",
         "pattern",
         "position",
         "sink",
@@ -234,6 +255,7 @@ class Follower:
         *,
         until: int | None = None,
         credit: int | None = None,
+        ended: Callable[[], None] | None = None,
     ) -> None:
         self.stream = stream
         self.position = position
@@ -243,6 +265,7 @@ class Follower:
         self.tally = tally
         self.until = until
         self.credit = credit
+        self.ended = ended
         self.cohort: Cohort | None = None
         self.done = False
         self._reading = False
@@ -305,16 +328,20 @@ class Follower:
             self.pump()
 
     def _give(self, batches: list[Batch]) -> None:
-        end = batches[-1].end
-        limit = end if self.until is None else min(end, self.until)
-        if self.credit is not None:
-            limit = min(limit, self.position + self.credit)
-        if limit < end:
+        limit = batches[-1].end
+        if self.until is not None and self.until < limit:
+            limit = self.until
             batches = [batch.until(limit) for batch in batches if batch.position < limit]
-        count = limit - self.position
+        count = sum([batch.count for batch in batches])
+        if self.credit is not None and self.credit < count:
+            count = self.credit
+            batches = _first(batches, count)
+            limit = batches[-1].end
         self.position = limit
-        self._announced = limit == self.stream.tail
+        self._announced = count > 0 and limit == self.stream.tail
         self._told_end = self._announced and self.stream.closed
+        if not count:  # all of them have expired
+            return
         if self.credit is not None:
             self.credit -= count
         self.sink.write(self.encoding.encode(self.stream, batches))
@@ -334,7 +361,11 @@ class Follower:
                     self.sink.write(frame)
                     if self.sink.paused or self.done:
                         return
-            stream.cohort(self.encoding, self.pattern, self.tally).join(self)
+            self._settle()
+
+    def _settle(self) -> None:
+        """It stands at the tail, and has been told so."""
+        self.stream.cohort(self.encoding, self.pattern, self.tally).join(self)
 
     def pause(self) -> None:
         """The buffer is past its high-water mark."""
@@ -356,7 +387,8 @@ class Follower:
             self.tally.behind.add(self)
 
     def finish(self, reason: str) -> None:
-        """Write the last frame and let the sink end: ``closed``, ``deleted``, ``complete``, ``drain``, ``expired``."""
+        """Write the last frame and let the sink end: ``closed``, ``deleted``, ``complete``, ``drain``, ``expired``,
+        ``lagged``."""
         if self.done:
             return
         self.leave()
@@ -386,6 +418,8 @@ class Follower:
         self.stream.readers -= 1
         if not self.stream.readers and self.stream.on_unread is not None:
             guarded(self.stream.on_unread)
+        if self.ended is not None:
+            guarded(self.ended)
 
     def _fail(self, error: Exception) -> None:
         self.stop()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from wayside.contracts import Clock
@@ -18,6 +18,7 @@ from wayside.log.commits import Commits
 from wayside.log.directory import Directory
 from wayside.log.rows import TouchStream, TrimStream
 from wayside.log.stream import Stream
+from wayside.log.tables import END
 from wayside.model import Durability
 
 SWEEP_S = 1.0
@@ -45,6 +46,8 @@ class Upkeep:
         self._clock = clock
         self._lookup = lookup
         self._remove = remove
+        self.views: Callable[[], Iterable[Stream]] = tuple
+        """Streams that are followed and are not in the directory."""
         self._sweeps = 0
         self._untold: set[Stream] = set()
         """Streams of which a trim could not be committed."""
@@ -95,14 +98,23 @@ class Upkeep:
         if directory.cached_bytes > limits.cache_bytes_max:
             directory.shrink_cache()
 
-    def _retain(self, stream: Stream, *, drop_bytes: int = 0, before_ms: int = 0) -> None:
-        """Let the oldest records go: while they fit into ``drop_bytes``, or are older than ``before_ms``."""
+    def trim(self, stream: Stream, position: int) -> None:
+        """Let the records before ``position`` go, as far as whole chunks and batches are before it."""
+        self._retain(stream, drop_bytes=max(stream.size, stream.cached_bytes), upto=min(position, stream.tail))
+
+    def _retain(self, stream: Stream, *, drop_bytes: int = 0, before_ms: int = 0, upto: int = END) -> None:
+        """Let the oldest records go: while they fit into ``drop_bytes``, or are older than ``before_ms``; none from the
+        position ``upto`` on."""
         start, dropped = max(stream.start, stream.own_start), 0
+        for since in stream.holds:
+            upto = min(upto, since())
+        if upto <= start:
+            return
         if start < stream.cache_from:
             assert self._directory.history is not None
             try:
                 start, dropped = self._directory.history.start_after(
-                    stream.sid, start, drop_bytes=drop_bytes, before_ms=before_ms
+                    stream.sid, start, drop_bytes=drop_bytes, before_ms=before_ms, upto=upto
                 )
             except DamagedStore:
                 return  # it keeps what it has; who reads that is told
@@ -112,7 +124,7 @@ class Upkeep:
                 if batch.end <= start:
                     continue
                 held = batch.cost if stream.kept_by_cost else batch.size
-                if spent + held > drop_bytes and batch.time_ms >= before_ms:
+                if batch.end > upto or (spent + held > drop_bytes and batch.time_ms >= before_ms):
                     break
                 spent += held
                 dropped += batch.size
@@ -214,6 +226,6 @@ class Upkeep:
 
     def heartbeat(self) -> None:
         """Write a comment to every follower that heard nothing since the last call."""
-        for stream in list(self._directory.streams.values()):
+        for stream in [*self._directory.streams.values(), *self.views()]:
             for cohort in list(stream.cohorts.values()):
                 cohort.heartbeat()
