@@ -25,7 +25,7 @@ __all__ = ["Answer", "Direct", "Resolver", "Target", "Transport", "Unreachable",
 URL_CHARS_MAX = 2048
 """As long as proxies and logs take for certain."""
 RESPONSE_BYTES_MAX = 16 * 1024
-"""What is read of an answer, and thrown away: closing a socket with unread bytes resets the connection, which the
+"""What is read of an answer, wanted or not: closing a socket with unread bytes resets the connection, which the
 receiver would see as a failure."""
 ADDRESSES_MAX = 4
 """Addresses of one host that are tried in one attempt."""
@@ -144,6 +144,8 @@ class Answer(NamedTuple):
     status: int
     retry_after: str | None = None
     """The header field, as it came."""
+    body: bytes = b""
+    """What was read of it: for those whose receivers answer with something."""
 
 
 class Unreachable(Exception):
@@ -259,6 +261,7 @@ def _exchange(channel: _Channel, target: Target, headers: Mapping[str, str], bod
     response = http.client.HTTPResponse(cast(socket.socket, channel), method="POST")
     with response:
         response.begin()
+        answered = b""
         with suppress(OSError, http.client.HTTPException):  # the status is what counts
-            response.read(RESPONSE_BYTES_MAX)
-        return Answer(response.status, response.getheader("Retry-After"))
+            answered = response.read(RESPONSE_BYTES_MAX)
+        return Answer(response.status, response.getheader("Retry-After"), answered)

@@ -28,7 +28,7 @@ from wayside.guard import guarded, report
 from wayside.model import JSON, require_size
 from wayside.posting import Answer, Direct, Transport, Unreachable, target_of
 
-__all__ = ["Delivery", "Outcome", "WebhookStatistics", "Webhooks", "new_secret", "sign", "verify"]
+__all__ = ["Delivery", "Outcome", "WebhookStatistics", "Webhooks", "new_secret", "retry_after_s", "sign", "verify"]
 
 RETRY_S = (1, 5, 30, 120, 600, 1800, 7200)
 """The longest pause after each failed attempt; the last one again and again. On average half of their sum, 81 minutes,
@@ -303,7 +303,7 @@ class Webhooks:
         receiver wishes."""
         pause_s = RETRY_S[min(push.attempts, len(RETRY_S)) - 1] * self._jitter()
         if retry_after is not None:
-            pause_s = max(pause_s, _retry_after_s(retry_after, self._clock.wall_ms() / 1000))
+            pause_s = max(pause_s, retry_after_s(retry_after, self._clock.wall_ms() / 1000))
         heapq.heappush(self._pausing, (self._clock.monotonic() + pause_s, id(push), push))
         self._set_timer()
 
@@ -349,7 +349,7 @@ class Webhooks:
             self._threads.shutdown(wait=False)
 
 
-def _retry_after_s(value: str, now_s: float) -> float:
+def retry_after_s(value: str, now_s: float) -> float:
     """Seconds of ``Retry-After`` (RFC 9110 section 10.2.3), within bounds; 0 where it makes no sense."""
     value = value.strip()
     if value.isascii() and value.isdecimal() and len(value) < 10:

@@ -20,7 +20,7 @@ from tests.clock import START_MS, ManualClock
 from tests.support import Answer as Told
 from tests.support import turns, until
 from wayside.errors import BadRequest, Overloaded, TooLarge
-from wayside.posting import Answer, Direct, Unreachable, is_public
+from wayside.posting import RESPONSE_BYTES_MAX, Answer, Direct, Unreachable, is_public
 from wayside.webhooks import RETRY_AFTER_S_MAX, RETRY_S, Delivery, Outcome, Webhooks, new_secret, sign, verify
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -894,9 +894,10 @@ def test_an_endless_answer_is_not_read(receiver: Receiver) -> None:
 
     receiver.answer = endless
     direct = Direct(allow_private=True, timeout_s=30)
-    assert direct(f"http://127.0.0.1:{receiver.port}/", {}, b"{}") == Answer(200)
+    answer = direct(f"http://127.0.0.1:{receiver.port}/", {}, b"{}")
+    assert (answer.status, len(answer.body)) == (200, RESPONSE_BYTES_MAX)
     receiver.answer = lambda handler: write(handler, b"HTTP/1.1 202 Accepted\r\nContent-Length: 5\r\n\r\nab")
-    assert direct(f"http://127.0.0.1:{receiver.port}/", {}, b"{}") == Answer(202)
+    assert direct(f"http://127.0.0.1:{receiver.port}/", {}, b"{}").status == 202
 
 
 @pytest.mark.parametrize(
