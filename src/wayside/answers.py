@@ -12,28 +12,40 @@ from collections.abc import Callable
 from functools import partial
 
 from wayside.contracts import Log, StreamView
-from wayside.exchange import Exchange
+from wayside.exchange import Exchange, member_of
 from wayside.model import Batch
+from wayside.policies import Policy
 
 CURSOR_EPOCH_S = 1728432000
 """2024-10-09 00:00:00 UTC (Durable Streams section 10.1)."""
 CURSOR_INTERVAL_S = 20
 
 
-def answer(exchange: Exchange, log: Log, stream: StreamView, position: int, head: bytes, pattern: str) -> None:
-    """Send everything from ``position`` to the tail."""
+def answer(
+    exchange: Exchange,
+    log: Log,
+    stream: StreamView,
+    position: int,
+    head: bytes,
+    pattern: str,
+    policy: Policy | None = None,
+) -> None:
+    """Send what is from ``position`` to the tail: everything, or what a policy lets through."""
     batches: list[Batch] | None = []
-    if position < stream.tail:
+    if position < stream.tail and policy is None:
         batches = stream.read_nowait(position, log.limits.read_bytes_max)
-    if batches is not None and (not batches or batches[-1].end >= stream.tail):
-        note = partial(log.delivered, pattern, stream.tail - position)
+    if policy is None and batches is not None and (not batches or batches[-1].end >= stream.tail):
+        note = partial(log.delivered, pattern, sum([batch.count for batch in batches]))
         note()
-        lasts = stream.config.ttl_s is None and stream.config.expires_at_ms is None
-        memo = (stream, stream.version, note) if lasts else None
+        config = stream.config
+        lasts = config.ttl_s is None and config.expires_at_ms is None and not any(batch.meta for batch in batches)
+        memo = (stream, stream.version, note) if lasts and member_of(exchange.request) is None else None
         exchange.respond(200, head, body_of(stream, batches), memo)
         return
     sink = exchange.open(200, head)
-    log.follow(stream, position, WholeBody(stream, exchange.framing[1]), sink, pattern, until=stream.tail)
+    log.follow(
+        stream, position, WholeBody(stream, exchange.framing[1]), sink, pattern, until=stream.tail, policy=policy
+    )
 
 
 def body_of(stream: StreamView, batches: list[Batch]) -> bytes:

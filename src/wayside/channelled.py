@@ -8,11 +8,14 @@ from typing import Any, Protocol
 import msgspec
 
 from wayside import frames as f
-from wayside.contracts import Reader, StreamView
-from wayside.errors import Overloaded, Refusal, TooLarge, Unsupported
+from wayside.contracts import Log, Reader, StreamView
+from wayside.delaying import Delaying, Held
+from wayside.errors import BadRequest, Overloaded, Refusal, TooLarge, Unsupported
 from wayside.exchange import Memo, Request
 from wayside.guard import report
-from wayside.model import Batch, Spool
+from wayside.limits import Limits
+from wayside.metadata import rfc3339
+from wayside.model import Append, Appended, Batch, Meta, Producer, Spool, StreamConfig, require_public
 from wayside.state.calls import Call
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "SocketWire",
     "Wire",
     "problem_of",
+    "publish",
 ]
 
 COLLECTED_BYTES_MAX = 64 * 1024 * 1024
@@ -84,6 +88,42 @@ class SocketWire:
         self._socket.close(code, reason)
 
 
+def _append_of(frame: f.PublishFrame, config: StreamConfig, limits: Limits) -> Append:
+    """What a client publishes, as an append to a stream of this kind."""
+    records = frame.records
+    kind = frame.content_type or config.content_type
+    producer = Producer(*frame.producer) if frame.producer else None
+    if config.is_json:
+        return Append(b"[%b]" % b",".join(records), kind, producer=producer)
+    if len(records) == 1:
+        return Append(records[0], kind, producer=producer)
+    if not all(records) or len(records) > limits.append_records_max:
+        raise BadRequest("Publish records that are not empty, and not too many.", code="empty-append")
+    return Append(b"", kind, producer=producer, records=records)
+
+
+def publish(frame: f.PublishFrame, log: Log, delaying: Delaying, put: Callable[[Any], None]) -> None:
+    """Append what a client publishes, and have it answered. Raises at once what can be known now."""
+    path = frame.stream
+    require_public(path)
+    append = _append_of(frame, log.find(path).config, log.limits)
+
+    def done(result: Appended | Held | Exception) -> None:
+        if isinstance(result, Exception):
+            put(f.ErrorFrame(frame.channel, problem_of(result)))
+        elif isinstance(result, Held):
+            put(f.PublishedFrame(frame.channel, "", result.duplicate, rfc3339(result.due_ms)))
+        else:
+            put(f.PublishedFrame(frame.channel, str(result.offset), result.duplicate))
+
+    if frame.said is not None:
+        append.meta = delaying.meta(frame.said)
+        if frame.said.delay_s:
+            delaying.append_later(path, append, frame.said.delay_s, done)
+            return
+    log.append(path, append, done)
+
+
 def problem_of(error: Exception) -> dict[str, Any]:
     if isinstance(error, Refusal):
         return error.problem()
@@ -92,18 +132,22 @@ def problem_of(error: Exception) -> dict[str, Any]:
 
 
 class Channelled:
-    """Records as the MessagePack array ``[[offset after it, record], ...]``: the same for all channels."""
+    """Records as the MessagePack array ``[[offset after it, record], ...]``: the same for all channels. Of which more is
+    known have it behind them."""
 
     key = "channelled"
     heartbeat = None
 
     def encode(self, stream: StreamView, batches: list[Batch]) -> msgspec.Raw:
-        rows: list[tuple[str, bytes]] = []
+        rows: list[tuple[str, bytes] | tuple[str, bytes, Meta]] = []
         for batch in batches:
             position = batch.position
             for record in batch.records:
                 position += 1
                 rows.append((str(stream.offset(position)), record))
+            for index, meta in (batch.meta or {}).items():
+                at = index - batch.count
+                rows[at] = (rows[at][0], rows[at][1], meta)
         return msgspec.Raw(f.encode(rows))
 
     def caught_up(self, _stream: StreamView, _position: int) -> None:

@@ -14,6 +14,7 @@ from urllib.parse import unquote_to_bytes
 from wayside.contracts import Sink, StreamView
 from wayside.errors import BadRequest, Refusal
 from wayside.model import Offset, Spool
+from wayside.policies import Policy, policy_of
 
 __all__ = [
     "Exchange",
@@ -23,8 +24,10 @@ __all__ = [
     "Pieces",
     "Request",
     "Socket",
+    "member_of",
     "origin_of",
     "parse_query",
+    "policy_for",
     "position_of",
     "preferred_wait_s",
     "quote_header",
@@ -239,6 +242,22 @@ def _position_of(request: Request, stream: StreamView, required: bool) -> int:
     if text == "now":
         return stream.tail
     return stream.resolve(Offset.parse(text))
+
+
+def policy_for(request: Request, stream: StreamView, *, follows: bool) -> Policy | None:
+    """The delivery policy that a read names; None for ``catch-up``, or without one. Raises ``BadRequest``."""
+    if "policy" not in request.query:
+        return None
+    one = request.one
+    policy = policy_of(one("policy"), one("key"), one("interval"), one("lag"))
+    if policy is not None:
+        policy.require_fit(is_json=stream.config.is_json, follows=follows)
+    return policy
+
+
+def member_of(request: Request) -> str | None:
+    """Who says to be present: the parameter ``member``, or the header ``Wayside-Member``."""
+    return request.one("member") if "member" in request.query else request.headers.get("wayside-member")
 
 
 def origin_of(request: Request) -> str:

@@ -11,6 +11,9 @@ from typing import Any
 
 import msgspec
 
+from wayside.deliveries import Ack, Part, Refused, Settlement
+from wayside.metadata import Said
+
 __all__ = ["SUBPROTOCOL", "Frame", "decode_from_client", "decode_from_hub", "encode"]
 
 SUBPROTOCOL = "wayside.connect.v1"
@@ -59,16 +62,32 @@ class PublishFrame(_Frame, tag="publish"):
     content_type: str = ""
     """Empty: whatever the stream is."""
     producer: tuple[str, int, int] | None = None
+    said: Said | None = None
+    """What is said of them: ``[id, key, headers, ttl_s, delay_s]``."""
+
+
+class FollowOptions(msgspec.Struct, omit_defaults=True, gc=False):
+    """What few followers say: a delivery policy with its parameters, and who they are."""
+
+    policy: str = ""
+    key: str = ""
+    interval_s: float = 0.0
+    lag: int = 0
+    member: str = ""
+    whole: bool = False
+    """End at the stream's tail of now: the end's reason is ``complete``."""
 
 
 class FollowFrame(_Frame, tag="follow"):
     """Follow a stream, or with ``call`` set a call, from an offset: ``-1``, ``now`` or one that was given. Answered by
-    ``following``, then ``records`` as far as there is credit, then ``end``; or by ``error``."""
+    ``following``, then ``records`` as far as there is credit, then ``end``; or by ``error``. ``__presence/STREAM`` are the
+    joins and leaves at a stream."""
 
     stream: str
     offset: str = "-1"
     credit: int = 0
     call: bool = False
+    options: FollowOptions | None = None
 
 
 class CreditFrame(_Frame, tag="credit"):
@@ -127,9 +146,30 @@ class ReturnFrame(_Frame, tag="return"):
 
 
 class RestFrame(_Frame, tag="rest"):
-    """Take no more calls; with ``bye`` set the worker ends, and holds nothing any more."""
+    """Take no more calls; with ``bye`` set the worker ends, and holds nothing any more. On the channel of a member of a
+    group: take no more records; what it has it may still settle."""
 
     bye: bool = False
+
+
+class JoinFrame(_Frame, tag="join"):
+    """Take records of a group, as the member of that name, as far as there is credit (``credit`` frames give more).
+    Answered by ``joined``, then ``deliver``; or by ``error``, which also says when the group is no more. ``leave`` gives
+    back what the member holds; a lost connection leaves it to the member until its leases end."""
+
+    group: str
+    member: str
+    credit: int = 0
+    held: list[Ack] | None = None
+    """What it has of the leases of its name, where it connects again: the rest got lost on its way, and is for others."""
+
+
+class SettleFrame(_Frame, tag="settle"):
+    """Say of records of the group what became of them, on any channel that has joined it. Answered by ``settled`` with the
+    same ``seq``, once it is durable."""
+
+    seq: int
+    settlement: Settlement
 
 
 # -- from the hub
@@ -153,7 +193,11 @@ class ErrorFrame(_Frame, tag="error"):
 
 
 class PublishedFrame(_Frame, tag="published"):
+    """``offset`` is after the records; "" while they are delayed, ``due`` then is when they will be there (RFC 3339)."""
+
     offset: str
+    duplicate: bool = False
+    due: str = ""
 
 
 class FollowingFrame(_Frame, tag="following"):
@@ -162,13 +206,14 @@ class FollowingFrame(_Frame, tag="following"):
 
 
 class RecordsFrame(_Frame, tag="records"):
-    """``[[offset after it, record], ...]``"""
+    """``[[offset after it, record], ...]``; where something is known of a record beside it, its row has a third value:
+    ``[headers, id, key, expires_ms]``."""
 
     records: msgspec.Raw
 
 
 class EndFrame(_Frame, tag="end"):
-    """The follower has ended: ``closed``, ``deleted`` or ``drain``; what comes later is read from ``offset``."""
+    """The follower has ended: ``closed``, ``deleted``, ``complete``, ``drain`` or ``lagged``; what comes later is read from ``offset``."""
 
     reason: str
     offset: str
@@ -211,6 +256,30 @@ class CancelFrame(_Frame, tag="cancel"):
     attempt: int
 
 
+class JoinedFrame(_Frame, tag="joined"):
+    """The member is known; leases last ``lease_s`` seconds."""
+
+    lease_s: float
+
+
+class DeliverFrame(_Frame, tag="deliver"):
+    """Records, leased under one number for so many seconds."""
+
+    lease: int
+    seconds: float
+    parts: list[Part]
+
+
+class SettledFrame(_Frame, tag="settled"):
+    """What was said is kept, but for ``refused``; or with a ``problem`` nothing of it is. ``offsets`` are those after what
+    was published."""
+
+    seq: int
+    refused: list[Refused] = []
+    problem: dict[str, Any] | None = None
+    offsets: list[str] = []
+
+
 class TakenFrame(_Frame, tag="taken"):
     """What an attempt sent, up to ``seq``, is kept; -1: its end. Or it was refused: the attempt is not this worker's any
     more."""
@@ -233,6 +302,8 @@ FromClient = (
     | FinishFrame
     | ReturnFrame
     | RestFrame
+    | JoinFrame
+    | SettleFrame
 )
 FromHub = (
     ResultFrame
@@ -247,6 +318,9 @@ FromHub = (
     | RunFrame
     | CancelFrame
     | TakenFrame
+    | JoinedFrame
+    | DeliverFrame
+    | SettledFrame
 )
 Frame = FromClient | FromHub
 

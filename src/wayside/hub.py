@@ -13,20 +13,21 @@ import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import msgspec
+from typing import Any, TypeVar
 
 from wayside.calls import Calls
 from wayside.client.aio import CallHandle, Client
 from wayside.client.channels import Channels, Local
-from wayside.contracts import Clock, StreamView, SystemClock
-from wayside.errors import BadRequest, NotFound
+from wayside.contracts import Clock, SystemClock
+from wayside.delaying import Delaying
+from wayside.errors import BadRequest
+from wayside.grouppush import GroupPush
+from wayside.groups import Groups
 from wayside.http.asgi import AsgiApp
 from wayside.http.operations import Operations
 from wayside.http.routes import Routes
 from wayside.http.server import Server
-from wayside.inlet import Batches, Inlet
+from wayside.inprocess import InProcess
 from wayside.keeping import Keeping
 from wayside.leases import Leases
 from wayside.limits import Limits
@@ -34,19 +35,15 @@ from wayside.local import LocalWorker
 from wayside.log.embedded import EmbeddedLog
 from wayside.log.files import CHECKED_VFS
 from wayside.model import (
-    JSON,
-    Append,
-    Appended,
-    Create,
-    Durability,
-    Offset,
-    Record,
-    StreamConfig,
-    StreamInfo,
     require_public,
 )
 from wayside.patterns.multiplexing import Connections
+from wayside.posting import Direct
+from wayside.presence import Presence
 from wayside.state.queues import ServiceSpec
+from wayside.subscribing import Subscribers, Subscribing, Subscription
+from wayside.subscriptions import Subscriptions
+from wayside.wakes import Poster
 from wayside.webhooks import Webhooks
 from wayside.worker import Call, Handler
 
@@ -64,7 +61,7 @@ def package_version() -> str:
         return "0"
 
 
-class Hub:
+class Hub(InProcess, Subscribing):
     """Streams, and every way to reach them.
 
     ``url`` is ``file:DIRECTORY`` or ``memory:``. A directory belongs to one hub at a time; opening it
@@ -90,6 +87,9 @@ class Hub:
         self.limits = limits or Limits()
         self.clock = clock or SystemClock()
         self.handlers: dict[str, Handler] = {}
+        self.subscribed: dict[str, Subscription] = {}
+        self.subscribes = True
+        """Whether it runs its subscriptions in this process."""
         self.webhook_secrets = list(webhook_secrets)
         self.webhook_private = webhook_private
         self._vfs = vfs
@@ -139,16 +139,53 @@ class Hub:
         return Leases(self.calls)
 
     @functools.cached_property
+    def present(self) -> Presence:
+        return Presence(self.log, self.calls.timers, self.clock)
+
+    @functools.cached_property
+    def delaying(self) -> Delaying:
+        return Delaying(self.log, self.calls.timers, self.clock)
+
+    @functools.cached_property
+    def groups(self) -> Groups:
+        return Groups(self.log, self.clock, self.calls.timers)
+
+    @functools.cached_property
+    def group_push(self) -> GroupPush | None:
+        """What pushes for groups; None without a secret to sign with."""
+        if not self.webhook_secrets:
+            return None
+        transport = Direct(allow_private=self.webhook_private)
+        private, secrets = self.webhook_private, self.webhook_secrets
+        return GroupPush(self.groups, self.clock, secrets=secrets, allow_private=private, transport=transport)
+
+    @functools.cached_property
     def connections(self) -> Connections:
-        return Connections(self.log, self.calls, self.leases)
+        return Connections(self.log, self.calls, self.leases, self.present, self.groups, self.delaying)
 
     @functools.cached_property
     def operations(self) -> Operations:
-        return Operations(self.log, package_version(), self.calls)
+        return Operations(self.log, package_version(), self.calls, self.groups, self.delaying, self.subscriptions)
 
     @functools.cached_property
     def routes(self) -> Routes:
-        return Routes(self.log, self.operations, self.calls, self.connections)
+        return Routes(
+            self.log,
+            self.operations,
+            self.calls,
+            self.connections,
+            self.present,
+            self.subscriptions,
+            self.delaying,
+            self.groups,
+        )
+
+    @functools.cached_property
+    def subscriptions(self) -> Subscriptions:
+        """Those of the Durable Streams protocol."""
+        post = Poster(allow_private=self.webhook_private)
+        timers, private = self.calls.timers, self.webhook_private
+        return Subscriptions(self.log, timers, self.clock, post=post, allow_private=private)
 
     @functools.cached_property
     def keeping(self) -> Keeping:
@@ -164,6 +201,15 @@ class Hub:
     def client(self) -> Client:
         """The hub as its own client: calls, handles, events, as over a connection."""
         return Client(Channels(Local(self.connections.enter_local)))
+
+    @functools.cached_property
+    def subscribers(self) -> Subscribers:
+        """What runs its subscriptions in its own process."""
+        return Subscribers(self.subscribed, self.client)
+
+    def on_subscribed(self, subscription: Subscription) -> None:
+        if self._loop is not None and self._starting is None and self.subscribes:
+            self.subscribers.add_soon(subscription)
 
     # -- life
 
@@ -184,10 +230,16 @@ class Hub:
     async def _begin(self) -> None:
         """Take up what was. Where that fails, ``_starting`` says so to everybody who would use the hub."""
         await self.keeping.start()
+        _ = self.group_push
+        await self.groups.start()  # before anything is appended: they look for what a crash took
+        await self.delaying.start()
+        await self.subscriptions.start()
         if self.handlers:
             self.worker.join()
         self.connections.resolve = self.routes.resolve
         self.operations.ready = True
+        if self.subscribed and self.subscribes:
+            await self.subscribers.start()
         self._starting = None
 
     async def close(self) -> None:
@@ -199,9 +251,15 @@ class Hub:
                 self.operations.ready = False
                 await self.rest()
                 await self.keeping.stop()
+                await self.delaying.stop()
+                await self.subscriptions.stop()
                 if "client" in self.__dict__:
                     await self.client.close()
+                self.present.stop()
                 self.connections.stop()
+                if self.group_push is not None:
+                    self.group_push.stop()
+                self.groups.stop()
                 self.calls.stop()
                 await self.log.close()
             elif "log" in self.__dict__ and self.log.store is not None:
@@ -210,8 +268,14 @@ class Hub:
     async def rest(self, seconds: float | None = None) -> None:
         """Take no more calls in this process; let handlers finish, for so long (as long as a drain may take, unless it is
         said), and hand back the others' calls."""
+        seconds = self.limits.drain_s if seconds is None else seconds
+        over = asyncio.get_running_loop().time() + seconds
         if "worker" in self.__dict__:
-            await self.worker.stop(self.limits.drain_s if seconds is None else seconds)
+            self.worker.worker.stopping = True
+        if "subscribers" in self.__dict__:
+            await self.subscribers.stop(seconds)
+        if "worker" in self.__dict__:
+            await self.worker.stop(max(0.0, over - asyncio.get_running_loop().time()))
 
     async def __aenter__(self) -> Hub:
         await self.start()
@@ -322,138 +386,9 @@ class Hub:
         """The handle of a call by its name."""
         return self.client.get(identity)
 
-    # -- in process
-
-    async def create(
-        self,
-        stream: str,
-        *,
-        content_type: str = JSON,
-        durability: Durability | Literal["fsync", "async", "memory"] | None = None,
-        ttl_s: int | None = None,
-        retention_bytes: int | None = None,
-        retention_age_s: int | None = None,
-    ) -> StreamInfo:
-        """Create a stream, or find it as it is asked for. Raises :class:`~wayside.errors.Conflict` where it differs."""
-        explicit = {"content_type"}
-        config = StreamConfig(
-            content_type=content_type,
-            durability=Durability(durability) if durability else Durability.FSYNC,
-            ttl_s=ttl_s,
-            retention_bytes=retention_bytes,
-            retention_age_s=retention_age_s,
-        )
-        for name, value in (
-            ("durability", durability),
-            ("ttl_s", ttl_s),
-            ("retention_bytes", retention_bytes),
-            ("retention_age_s", retention_age_s),
-        ):
-            if value is not None:
-                explicit.add(name)
-        require_public(stream)
-        await self.start()
-        created = await _wait(lambda done: self.log.create(stream, Create(config, frozenset(explicit)), done))
-        info: StreamInfo = created.info
-        return info
-
-    async def publish(self, stream: str, *records: Any, close: bool = False) -> str:
-        """Append records, and return the offset after them when they are as durable as the stream promises.
-
-        In a JSON stream each argument is one value; elsewhere each is ``bytes`` or ``str``. A stream that
-        does not exist is created, as JSON. Raises a :class:`~wayside.errors.Refusal`. If the wait is
-        cancelled, the records may or may not have been appended.
-        """
-        require_public(stream)
-        await self.start()
-        if self._lent:
-            offset = await self.client.publish(stream, *records) if records else ""
-            if close:
-                await self.client.close_stream(stream)
-            return offset or (await self.client.info(stream))["stream-next-offset"]
-        try:
-            view = self.log.find(stream)
-        except NotFound:
-            await self.create(stream)
-            view = self.log.find(stream)
-        encoded = [_encode(view, record) for record in records]
-        append = Append(b"", close=close, records=encoded)
-        result: Appended = await _wait(lambda done: self.log.append(stream, append, done))
-        return str(result.offset)
-
-    async def read(self, stream: str, *, offset: str = "-1", follow: bool = True) -> AsyncIterator[Record]:
-        """Records from ``offset`` (``-1``: the start, ``now``: the tail) on; with ``follow``, as they come, until the
-        stream is closed. Raises ``NotFound``, ``Gone`` or ``BadRequest``."""
-        await self.start()
-        if self._lent:
-            async for theirs in self.client.read(stream, offset, follow=follow):
-                yield theirs
-            return
-        view = self.log.find(stream)
-        position = (
-            view.start if offset == "-1" else view.tail if offset == "now" else view.resolve(Offset.parse(offset))
-        )
-        inlet = Inlet()
-        self.log.follow(view, position, Batches(), inlet, "in-process", until=None if follow else view.tail)
-        try:
-            async for batch in inlet.batches():
-                at = batch.position
-                for record in batch.records:
-                    at += 1
-                    yield Record(str(view.offset(at)), record, batch.time_ms)
-        finally:
-            inlet.stop()
-
-    async def close_stream(self, stream: str) -> str:
-        """Nothing can be appended any more; followers end. Returns the last offset."""
-        require_public(stream)
-        await self.start()
-        result: Appended = await _wait(lambda done: self.log.append(stream, Append(b"", close=True), done))
-        return str(result.offset)
-
-    async def delete(self, stream: str) -> None:
-        """Delete a stream and its records."""
-        require_public(stream)
-        await self.start()
-        await _wait(lambda done: self.log.delete(stream, done))
-
-    async def info(self, stream: str) -> StreamInfo:
-        """What a stream is now."""
-        await self.start()
-        return self.log.find(stream, touch=False).info()
-
 
 def _require_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"{name!r} is no name for a service: use up to 128 letters, digits, dots, dashes, underscores."
         )
-
-
-def _encode(stream: StreamView, record: Any) -> bytes:
-    if stream.config.is_json:
-        return msgspec.json.encode(record)
-    if not isinstance(record, str | bytes | bytearray | memoryview):
-        raise BadRequest(
-            f"{stream.path} is {stream.config.content_type}: publish bytes or str, not {type(record).__name__}."
-        )
-    data = record.encode() if isinstance(record, str) else bytes(record)
-    if not data:
-        raise BadRequest("A record is empty: there is nothing to append.", code="empty-append")
-    return data
-
-
-async def _wait(begin: Callable[[Callable[[Any], None]], None]) -> Any:
-    """Await what is told to a callback."""
-    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-    def done(result: Any) -> None:
-        if future.cancelled():
-            return
-        if isinstance(result, Exception):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
-
-    begin(done)
-    return await future

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from wayside.contracts import Reader, StreamView
+from wayside.errors import Lagged
 from wayside.model import Batch
 
 __all__ = ["Batches", "Inlet"]
@@ -62,7 +63,9 @@ class Inlet:
                 self._reader.pause()
         self._changed.set()
 
-    def finish(self, _reason: str) -> None:
+    def finish(self, reason: str) -> None:
+        if reason == "lagged":
+            self._error = Lagged("This reader was too far behind. Read on from its last offset, or afresh from now.")
         self._ended = True
         self._changed.set()
 

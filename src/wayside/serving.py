@@ -41,6 +41,8 @@ async def serve(hub: Hub, host: str, port: int, with_demo: bool) -> int:
     store = hub.log.store
     where = {"data": str(hub.directory), "after": "a clean stop" if store.clean else "a crash"} if store else {}
     services = {"services": sorted(hub.handlers)} if hub.handlers else {}
+    if hub.subscribed:
+        services["groups"] = sorted(hub.subscribed)
     _log.info("serving", url=url, streams=hub.log.statistics().streams, **where, **services)
     await stop.wait()
     _log.info("draining", connections=len(server.connections), seconds_max=hub.limits.drain_s)

@@ -329,7 +329,8 @@ class Signature:
         for place, parameter in enumerate(self._by_position):
             args[place] = await _attached(args[place], parameter, opener)
         for name, value in kwargs.items():
-            kwargs[name] = await _attached(value, self._parameters[name], opener)
+            if name in self._parameters:  # and is not the call, or the delivery
+                kwargs[name] = await _attached(value, self._parameters[name], opener)
 
     # -- what it gives, and its description
 

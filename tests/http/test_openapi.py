@@ -170,7 +170,7 @@ async def test_the_document_lists_what_there_is_and_nothing_else(memory: Running
     await memory.create("a")
     document = await _document(memory)
     listed = {path: {verb.upper() for verb in item} - {"PARAMETERS"} for path, item in document["paths"].items()}
-    values = {"name": "a", "service": "greet", "id": "x", "worker": "w"}
+    values = {"name": "a", "service": "greet", "id": "x", "worker": "w", "group": "g"}
     for path, methods in listed.items():
         target = path.format(**values)
         allowed = set((await memory.ask("PROPFIND", target))["Allow"].split(", "))
@@ -185,7 +185,8 @@ async def test_the_document_lists_what_there_is_and_nothing_else(memory: Running
             assert b'"code":"not-found"' not in answer.body, (method, path)
     index = (await memory.ask("GET", "/")).body.decode()
     for found in re.findall(r"/[^\s;]*", index):
-        path = re.sub("NAME", "{service}" if "/service/" in found else "{name}", found).replace("ID", "{id}")
+        kind = next((kind for kind in ("service", "group") if f"/{kind}/" in found), "name")
+        path = found.replace("NAME", f"{{{kind}}}").replace("ID", "{id}")
         assert path in listed, found
 
 

@@ -9,5 +9,6 @@ if (!baseUrl) throw new Error("Set WAYSIDE_TEST_URL to the server to test, such 
 const longPollMs = process.env.WAYSIDE_TEST_LONG_POLL_MS
 runConformanceTests({
   baseUrl,
+  subscriptions: true,
   ...(longPollMs ? { longPollTimeoutMs: Number(longPollMs) } : {}),
 })

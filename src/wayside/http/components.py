@@ -32,7 +32,7 @@ def json_answer(text: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": text, "content": {"application/json": {"schema": schema}}}
 
 
-def object_of(text: str, *required: str, **properties: Any) -> dict[str, Any]:
+def object_of(text: str, /, *required: str, **properties: Any) -> dict[str, Any]:
     whole = {"type": "object", "required": [*required], "properties": properties}
     return {**whole, "description": text} if text else whole
 
@@ -51,6 +51,8 @@ LIMIT = parameter(
 )
 READ = [shared(name) for name in ("Offset", "Live", "Cursor", "Wait", "LastEventId", "IfNoneMatch")]
 """Parameters of reads."""
+POLICIES = [shared(name) for name in ("Policy", "Key", "Interval", "Lag", "Member", "WaysideMember")]
+"""Those of reads of streams, beside."""
 
 STREAM_HEADERS = {
     "Stream-Next-Offset": "Offset to read on from",
@@ -98,6 +100,24 @@ PARAMETERS = {
     "Cursor": parameter("query", "cursor", "The last `Stream-Cursor`."),
     "LastEventId": parameter("header", "Last-Event-ID", "Resume after this offset; wins over `offset`."),
     "IfNoneMatch": parameter("header", "If-None-Match", "Entity tag of an earlier answer."),
+    "Policy": parameter(
+        "query",
+        "policy",
+        "What is given to whoever does not keep up: everything, later; the newest record per `key`; at most one frame each "
+        "`interval`; or nothing more, once it is more than `lag` records behind. Polls can have `conflate`.",
+        {"enum": ["catch-up", "conflate", "sample", "disconnect"], "default": "catch-up"},
+    ),
+    "Key": parameter(
+        "query", "key", "With `conflate` and `sample`: field of JSON records; names joined by dots lead further in."
+    ),
+    "Interval": parameter(
+        "query", "interval", "With `sample`: seconds, from 0.01; 1 without it. A number.", {"type": "string"}
+    ),
+    "Lag": parameter("query", "lag", "With `disconnect`: records; 1000 without it. A number.", {"type": "string"}),
+    "Member": parameter(
+        "query", "member", "Who reads: present at the stream (`/v1/presence/`).", {"type": "string", "maxLength": 128}
+    ),
+    "WaysideMember": parameter("header", "Wayside-Member", "The same.", {"type": "string", "maxLength": 128}),
     "TusResumable": parameter("header", "Tus-Resumable", "Version of tus.", {"const": "1.0.0"}, required=True),
     "UploadLength": parameter("header", "Upload-Length", "Bytes in all.", {"type": "integer", "minimum": 0}),
     "UploadChecksum": parameter("header", "Upload-Checksum", "Algorithm and digest in base64: `sha256 47DEQp...`."),
@@ -169,6 +189,29 @@ SCHEMAS: dict[str, Any] = {
         error={"type": "object", "description": "A problem document"},
         delay_ms={"type": "integer", "description": "Before the next attempt"},
         worker=TEXT,
+    ),
+    "Presences": object_of(
+        "Who is present at a stream",
+        *("stream", "offset", "members"),
+        stream=TEXT,
+        offset={"type": "string", "description": "Where to read on for joins and leaves after this"},
+        members=array(
+            object_of(
+                "",
+                *("member", "since_ms", "seen_ms", "ways"),
+                member=TEXT,
+                since_ms=MS,
+                seen_ms={"type": "integer", "description": "When it was last heard of, in ms since 1970"},
+                ways=array({"type": "string", "description": "A pattern by which it reads"}),
+            )
+        ),
+    ),
+    "PresenceEvent": object_of(
+        "A record of the joins and leaves at a stream",
+        *("event", "member", "time_ms"),
+        event={"enum": ["join", "leave"]},
+        member=TEXT,
+        time_ms=MS,
     ),
     "Service": object_of(
         "A service, and how busy it is",

@@ -8,6 +8,7 @@ from typing import Any
 from wayside.http.components import (
     LIMIT,
     PARAMETERS,
+    POLICIES,
     READ,
     RESPONSES,
     SCHEMAS,
@@ -24,7 +25,12 @@ from wayside.http.components import (
     schema_of,
     shared,
 )
+from wayside.http.controls import SCHEMAS as CONTROL_SCHEMAS
+from wayside.http.controls import SECURITY, subscription_paths
+from wayside.http.groupings import SCHEMAS as GROUP_SCHEMAS
+from wayside.http.groupings import group_paths
 from wayside.http.interfaces import HEADERS, REFUSALS, Schemas, service_paths
+from wayside.http.presences import presence_paths
 from wayside.state.calls import State
 from wayside.state.queues import Service
 
@@ -38,7 +44,7 @@ UPLOAD_HEADERS = {
 
 def document(version: str, services: Iterable[Service] = ()) -> dict[str, Any]:
     """The document as plain values."""
-    schemas = Schemas(SCHEMAS)
+    schemas = Schemas({**SCHEMAS, **CONTROL_SCHEMAS, **GROUP_SCHEMAS})
     declared = service_paths(services, schemas)
     return {
         "openapi": "3.1.0",
@@ -50,11 +56,31 @@ def document(version: str, services: Iterable[Service] = ()) -> dict[str, Any]:
         "tags": [
             {"name": "services", "description": "What workers have declared, and calls of it"},
             {"name": "streams", "description": "Durable streams"},
+            {
+                "name": "subscriptions",
+                "description": "Of the Durable Streams protocol: durable cursors that wake workers",
+            },
+            {"name": "groups", "description": "Named readers whose members share the records of streams"},
             {"name": "uploads", "description": "tus 1.0.0: an upload is a stream"},
             {"name": "operations", "description": "For whoever runs the hub"},
         ],
-        "paths": {**declared, **_call_paths(), **_stream_paths(), **_upload_paths(), **_operation_paths()},
-        "components": {"schemas": schemas.all, "parameters": PARAMETERS, "responses": RESPONSES},
+        "paths": {
+            **declared,
+            **_call_paths(),
+            **_stream_paths(),
+            **_publish_paths(),
+            **presence_paths(),
+            **group_paths(),
+            **subscription_paths(),
+            **_upload_paths(),
+            **_operation_paths(),
+        },
+        "components": {
+            "schemas": schemas.all,
+            "parameters": PARAMETERS,
+            "responses": RESPONSES,
+            "securitySchemes": SECURITY,
+        },
     }
 
 
@@ -215,10 +241,14 @@ def _stream_paths() -> dict[str, Any]:
                 "description": (
                     "A plain GET is polling. `Prefer: wait=N` or `live=long-poll` is long polling; "
                     "`Accept: text/event-stream` or `live=sse` is server-sent events; "
-                    "`Upgrade: websocket` is push (subprotocol `wayside.v1` for offsets and credit)."
+                    "`Upgrade: websocket` is push (subprotocol `wayside.v1` for offsets and credit). "
+                    "`Accept: application/vnd.wayside.records+json` gives each record with its offset, headers, id and key; "
+                    "it may wait too. A glob, such as "
+                    "`orders/**`, reads all streams that it matches, each record in an envelope that names its stream."
                 ),
                 "parameters": [
                     *READ,
+                    *POLICIES,
                 ],
                 "responses": {
                     "101": {"description": "Push over a WebSocket"},
@@ -266,11 +296,16 @@ def _stream_paths() -> dict[str, Any]:
                     parameter("header", "Producer-Id", "Idempotent producer; with the two below."),
                     parameter("header", "Producer-Epoch", "Grows with each instance of the producer."),
                     parameter("header", "Producer-Seq", "0, 1, 2, ... within an epoch."),
+                    parameter("header", "Wayside-Message-Id", "Of the one record: sent again soon, it is a duplicate."),
+                    parameter("header", "Wayside-Key", "Of the records."),
+                    parameter("header", "Wayside-TTL", "Seconds for which readers are given the records."),
+                    parameter("header", "Wayside-Delay", "Seconds until the records are appended."),
                 ],
                 "requestBody": _body(),
                 "responses": {
                     "200": {"description": "Appended (idempotent producer)"},
-                    "204": {"description": "Appended, or had been appended before"},
+                    "202": answer("It will be appended", {"Wayside-Due": "When (RFC 3339)", **_DUPLICATE}),
+                    "204": answer("Appended, or had been appended before", {**STREAM_HEADERS, **_DUPLICATE}),
                     **refusals(400, 403, 404, 409, 410, 413, 503, 507),
                 },
             },
@@ -288,6 +323,46 @@ _LINKS = {
     operation: {"operationId": operation, "parameters": {"name": "$request.path.name"}}
     for operation in ("readStream", "describeStream", "appendToStream", "deleteStream")
 }
+
+
+_DUPLICATE = {"Wayside-Duplicate": "`true`: a record with its message id was there before"}
+
+
+def _publish_paths() -> dict[str, Any]:
+    seconds = {"type": "number", "minimum": 0}
+    record = object_of(
+        "`data` or `data_base64`",
+        "stream",
+        stream=TEXT,
+        data={"description": "A JSON value; for a stream of text a string"},
+        data_base64={"type": "string", "contentEncoding": "base64"},
+        content_type=TEXT,
+        id=TEXT,
+        key=TEXT,
+        headers={"type": "object", "additionalProperties": TEXT},
+        ttl=seconds,
+        delay=seconds,
+    )
+    due = {"type": "string", "format": "date-time"}
+    result = object_of("", "stream", "duplicate", stream=TEXT, offset=TEXT, due=due, duplicate={"type": "boolean"})
+    request = object_of("", "records", records={**array(record), "minItems": 1})
+    return {
+        "/v1/publish": {
+            "post": {
+                "operationId": "publish",
+                "tags": ["streams"],
+                "summary": "Append records to several streams in one transaction",
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": request}},
+                },
+                "responses": {
+                    "200": json_answer("What became of each", object_of("", "records", records=array(result))),
+                    **refusals(400, 404, 409, 410, 413, 503, 507),
+                },
+            }
+        }
+    }
 
 
 def _body() -> dict[str, Any]:

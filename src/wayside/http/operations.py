@@ -18,9 +18,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from wayside.answers import matches
 from wayside.calls import Calls
 from wayside.contracts import Log, Statistics
+from wayside.delaying import Delaying
 from wayside.exchange import Exchange
+from wayside.groups import Groups
 from wayside.http.openapi import document
 from wayside.state.queues import ServiceSpec
+from wayside.subscriptions import Subscriptions
 
 if TYPE_CHECKING:
     from wayside.http.server import Server
@@ -69,9 +72,20 @@ class Buckets:
 class Operations:
     """What runs the hub beside its streams."""
 
-    def __init__(self, log: Observed, version: str, calls: Calls) -> None:
+    def __init__(
+        self,
+        log: Observed,
+        version: str,
+        calls: Calls,
+        groups: Groups,
+        delaying: Delaying,
+        subscriptions: Subscriptions,
+    ) -> None:
         self._log = log
         self._calls = calls
+        self._groups = groups
+        self._delaying = delaying
+        self._subscriptions = subscriptions
         self._version = version
         self.server: Server | None = None
         self.ready = False
@@ -108,6 +122,10 @@ class Operations:
             "One service   /v1/service/NAME     POST calls it, GET tells\n"
             "Calls         /v1/call/            list\n"
             "One call      /v1/call/ID          GET reads, DELETE cancels; /v1/call/ID/result is the bare result\n"
+            "Groups        /v1/group/           list\n"
+            "One group     /v1/group/NAME       PUT makes it, GET tells, DELETE forgets it\n"
+            "Its records   /v1/group/NAME/claim POST takes some, and settles them at /v1/group/NAME/ack\n"
+            "Presence      /v1/presence/NAME    who follows a stream; GET with offset: joins and leaves\n"
             "Uploads       /v1/upload/          POST begins one (tus 1.0.0)\n"
             "Many at once  /v1/connect          a WebSocket\n"
             "Operations    /healthz  /readyz  /metrics  /openapi.json\n"
@@ -160,6 +178,22 @@ class Operations:
         for pattern, number in now.followers.items():
             followers.add_metric([pattern], number)
         yield followers
+        policies = GaugeMetricFamily("wayside_policy_followers", "The same, by delivery policy.", labels=["policy"])
+        policies.add_metric(["catch-up"], sum(now.followers.values()) - sum(now.policies.values()))
+        skipped = CounterMetricFamily(
+            "wayside_followers_skipped_records",
+            "Records that a delivery policy did not let through.",
+            labels=["policy"],
+        )
+        for policy, number in now.policies.items():
+            policies.add_metric([policy], number)
+        for policy, number in now.skipped.items():
+            skipped.add_metric([policy], number)
+        ended = CounterMetricFamily(
+            "wayside_followers_disconnected", "Followers that the hub has ended.", labels=["reason"]
+        )
+        ended.add_metric(["lagged"], now.lagged)
+        yield from (policies, skipped, ended)
         gauges = (
             ("wayside_lag_records", "Records that the follower furthest behind has yet to be given.", now.lag_records),
             ("wayside_streams", "Streams that exist.", now.streams),
@@ -175,6 +209,14 @@ class Operations:
         for name, text, value in gauges:
             yield GaugeMetricFamily(name, text, value=value)
         yield from self._of_calls()
+        yield from self._of_groups()
+        yield from self._of_subscriptions()
+        late = self._delaying
+        yield GaugeMetricFamily("wayside_delayed_waiting", "Delayed records that are not due yet.", value=late.waiting)
+        delayed = CounterMetricFamily("wayside_delayed", "Delayed records that were due.", labels=["outcome"])
+        delayed.add_metric(["appended"], late.appended)
+        delayed.add_metric(["dropped"], late.dropped)
+        yield delayed
         if self.server is not None:
             yield GaugeMetricFamily("wayside_connections", "Open connections.", value=len(self.server.connections))
             responses = CounterMetricFamily("wayside_responses", "HTTP answers by class of status.", labels=["status"])
@@ -182,6 +224,18 @@ class Operations:
                 if digit:
                     responses.add_metric([f"{digit}xx"], number)
             yield responses
+
+    def _of_subscriptions(self) -> Iterable[Metric]:
+        now = self._subscriptions.statistics()
+        states = GaugeMetricFamily(
+            "wayside_subscriptions", "Subscriptions of the protocol, by state.", labels=["state"]
+        )
+        for state in ("pending", "working", "failing"):
+            states.add_metric([state], getattr(now, state))
+        states.add_metric(["all"], now.subscriptions)
+        yield states
+        yield CounterMetricFamily("wayside_wakes", "Wakes of subscriptions.", value=now.woken)
+        yield CounterMetricFamily("wayside_wakes_failed", "Attempts to tell of one that failed.", value=now.failed)
 
     def _of_calls(self) -> Iterable[Metric]:
         calls = self._calls
@@ -200,6 +254,37 @@ class Operations:
         yield waiting
         yield GaugeMetricFamily("wayside_calls_open", "Calls that have not ended.", value=len(calls.ledger.open))
         yield GaugeMetricFamily("wayside_workers", "Workers whose lease runs.", value=len(calls.workers))
+
+    def _of_groups(self) -> Iterable[Metric]:
+        groups = self._groups.all()
+        events = CounterMetricFamily(
+            "wayside_group_records",
+            "Records of groups, each time that one was delivered, acked, failed, dead, missed or expired.",
+            labels=["group", "event"],
+        )
+        states = GaugeMetricFamily(
+            "wayside_group_outstanding",
+            "Records that are in flight, wait for their redelivery, or are parked behind others with their key.",
+            labels=["group", "state"],
+        )
+        dead = GaugeMetricFamily("wayside_group_dead", "Dead records that can be redriven.", labels=["group"])
+        members = GaugeMetricFamily("wayside_group_members", "Members that take records now.", labels=["group"])
+        lag = GaugeMetricFamily(
+            "wayside_group_lag_records", "Records that were never delivered to the group.", labels=["group"]
+        )
+        lags = self._groups.lags(groups)
+        for group in groups:
+            state, name = group.journal.state, group.name
+            for event, number in state.counts.items():
+                events.add_metric([name, event], number)
+            waiting = sum(len(partition.waiting) for partition in state.partitions.values())
+            for what, number in (("in_flight", state.in_flight), ("waiting", waiting), ("parked", state.parked)):
+                states.add_metric([name, what], number)
+            dead.add_metric([name], len(state.dead))
+            members.add_metric([name], len(group.members))
+            if (behind := lags[name]) is not None:
+                lag.add_metric([name], behind)
+        yield from (events, states, dead, members, lag)
 
 
 def _script(name: str, exchange: Exchange) -> None:

@@ -9,12 +9,33 @@ from typing import Any
 
 from wayside.calls import Calls
 from wayside.contracts import Log, StreamView
+from wayside.delaying import Delaying
 from wayside.errors import BadRequest, MethodNotAllowed, NotFound, Refusal
-from wayside.exchange import Exchange, Request, preferred_wait_s
+from wayside.exchange import Exchange, Request, member_of, preferred_wait_s
+from wayside.globs import Glob, is_glob
+from wayside.groups import Groups
 from wayside.http.operations import Operations
-from wayside.model import require_path, require_public
-from wayside.patterns import calling, lifecycle, long_polling, polling, publishing, push, sse, uploading
+from wayside.model import is_reserved, require_path, require_public
+from wayside.patterns import (
+    batching,
+    calling,
+    claiming,
+    detailing,
+    fanning,
+    grouping,
+    lifecycle,
+    long_polling,
+    polling,
+    presence,
+    publishing,
+    push,
+    sse,
+    subscribing,
+    uploading,
+)
 from wayside.patterns.multiplexing import Connections
+from wayside.presence import Presence
+from wayside.subscriptions import Subscriptions
 
 Handler = Callable[[Exchange], None]
 Reader = Callable[..., None]
@@ -23,8 +44,11 @@ Reader = Callable[..., None]
 STREAMS = "/v1/stream/"
 SERVICES = "/v1/service/"
 CALLS = "/v1/call/"
+GROUPS = "/v1/group/"
 WORKERS = "/v1/worker/"
 CONNECT = "/v1/connect"
+PRESENCE = "/v1/presence/"
+PUBLISH = "/v1/publish"
 UPLOADS = "/v1/upload/"
 METHODS = "GET, HEAD, PUT, POST, PATCH, DELETE, OPTIONS"
 """Of all that is served."""
@@ -33,14 +57,14 @@ REQUEST_HEADERS = (
     "Producer-Seq, Stream-Closed, Stream-Durability, Stream-Expires-At, Stream-Fork-Offset, Stream-Fork-Sub-Offset, "
     "Stream-Forked-From, Stream-Retention-Age, Stream-Retention-Bytes, Stream-Seq, Stream-TTL, "
     "Tus-Resumable, Upload-Checksum, Upload-Defer-Length, Upload-Length, Upload-Metadata, Upload-Offset, "
-    "Wayside-Callback, Wayside-Delay, Wayside-Priority, X-HTTP-Method-Override, X-Request-Id, X-Requested-With"
+    "Wayside-Callback, Wayside-Delay, Wayside-Key, Wayside-Member, Wayside-Message-Id, Wayside-Priority, Wayside-TTL, X-HTTP-Method-Override, X-Request-Id, X-Requested-With"
 )
 RESPONSE_HEADERS = (
     "ETag, Location, Preference-Applied, Producer-Epoch, Producer-Expected-Seq, Producer-Received-Seq, Producer-Seq, "
     "Retry-After, Stream-Bytes, Stream-Closed, Stream-Cursor, Stream-Durability, Stream-Earliest-Offset, "
     "Stream-Expires-At, Stream-Next-Offset, Stream-Retention-Age, Stream-Retention-Bytes, Stream-SSE-Data-Encoding, "
     "Stream-TTL, Stream-Up-To-Date, Tus-Checksum-Algorithm, Tus-Extension, Tus-Max-Size, Tus-Resumable, Tus-Version, "
-    "Upload-Defer-Length, Upload-Expires, Upload-Length, Upload-Metadata, Upload-Offset, Wayside-Call, Wayside-Stream, "
+    "Upload-Defer-Length, Upload-Expires, Upload-Length, Upload-Metadata, Upload-Offset, Wayside-Call, Wayside-Due, Wayside-Duplicate, Wayside-Stream, "
     "X-Request-Id"
 )
 CORS = b"Access-Control-Allow-Origin: *\r\nAccess-Control-Expose-Headers: %b\r\n" % RESPONSE_HEADERS.encode()
@@ -53,8 +77,22 @@ PREFLIGHT = (
 class Routes:
     """From a request head to a handler. ``prefix`` is where the hub is mounted: empty, or like ``/wayside``."""
 
-    def __init__(self, log: Log, operations: Operations, calls: Calls, connections: Connections) -> None:
+    def __init__(
+        self,
+        log: Log,
+        operations: Operations,
+        calls: Calls,
+        connections: Connections,
+        presence: Presence,
+        subscriptions: Subscriptions,
+        delaying: Delaying,
+        groups: Groups,
+    ) -> None:
         self._log = log
+        self._presence = presence
+        self._subscriptions = subscriptions
+        self._delaying = delaying
+        self._groups = groups
         self._calls = calls
         self._connections = connections
         self._operations = operations
@@ -79,10 +117,18 @@ class Routes:
             return self._service(request, path[len(SERVICES) :], prefix)
         if path.startswith(CALLS) or path == CALLS[:-1]:
             return self._call(request, path[len(CALLS) :])
+        if path.startswith(GROUPS) or path == GROUPS[:-1]:
+            return self._group(request, path[len(GROUPS) :], prefix + GROUPS)
         if path == CONNECT:
             if request.method != "GET":
                 raise _not_allowed(request, _allowed(path))
             return self._connections.accept
+        if path == PUBLISH:
+            if request.method != "POST":
+                raise _not_allowed(request, _allowed(path))
+            return lambda exchange: batching.publish(exchange, self._log, self._delaying)
+        if path.startswith(PRESENCE):
+            return self._present(request, path[len(PRESENCE) :])
         if path.startswith(WORKERS) and path.endswith("/lease"):
             if request.method != "POST":
                 raise _not_allowed(request, _allowed(path))
@@ -106,13 +152,17 @@ class Routes:
                 raise _not_allowed(request, _allowed(request.path))
             return lambda exchange: lifecycle.list_streams(exchange, log)
         path = name
+        if is_glob(path) and not is_reserved(path):
+            return self._read_all(request, path)
         require_path(path, log.limits.path_bytes_max)
+        if path.startswith(subscribing.CONTROL):
+            return subscribing.resolve(request, self._subscriptions, path, base)
         require_public(path)
         match request.method:
             case "POST" if publishing.is_plain(request):
                 return publishing.plain(request, log, path)
             case "POST":
-                return lambda exchange: publishing.append(exchange, log, path)
+                return lambda exchange: publishing.append(exchange, log, self._delaying, path)
             case "PUT":
                 return lambda exchange: lifecycle.create(exchange, log, path, base)
             case "DELETE":
@@ -157,6 +207,28 @@ class Routes:
         reader = read
         return lambda exchange: calling.with_stream(exchange, calls, identity, partial(reader, first=1))
 
+    def _group(self, request: Request, name: str, base: str) -> Handler:
+        groups = self._groups
+        name, _, action = name.partition("/")
+        if action and action not in GROUP_ACTIONS:
+            raise NotFound(
+                f"A group has {', '.join(f'/{each}' for each in GROUP_ACTIONS)}, and nothing at /{action[:80]}.",
+                code="not-found",
+            )
+        if request.method not in _allowed(request.path).split(", "):
+            raise _not_allowed(request, _allowed(request.path))
+        if action:
+            act = GROUP_ACTIONS[action][1]
+            return lambda exchange: act(exchange, groups, name)
+        if not name:
+            return lambda exchange: grouping.list_groups(exchange, groups)
+        match request.method:
+            case "PUT":
+                return lambda exchange: grouping.put(exchange, groups, name, base)
+            case "DELETE":
+                return lambda exchange: grouping.delete(exchange, groups, name)
+        return lambda exchange: grouping.get(exchange, groups, name)
+
     def _upload(self, request: Request, identity: str, prefix: str) -> Handler:
         uploads = self._uploads
         allow = "GET, HEAD, POST, PATCH, DELETE, OPTIONS" if identity else "POST, OPTIONS"
@@ -181,7 +253,36 @@ class Routes:
         log = self._log
         read = self._reader(request, as_stream=True)
         assert read is not None
-        return lambda exchange: read(exchange, log.find(path))
+        member = member_of(request)
+        if member is None:
+            return lambda exchange: read(exchange, log.find(path))
+        stay = self._presence.stay(path, member)
+        return lambda exchange: read(exchange, log.find(path), stay=stay)
+
+    def _read_all(self, request: Request, path: str) -> Handler:
+        """A glob: all streams that it matches."""
+        log = self._log
+        fanning.require_read(request, path)
+        glob = Glob(path)
+        if request.method == "HEAD":
+            return lambda exchange: fanning.with_union(exchange, log, glob, lifecycle.head)
+        read = self._reader(request, as_stream=True)
+        assert read is not None
+        reader = read
+        return lambda exchange: fanning.with_union(exchange, log, glob, reader)
+
+    def _present(self, request: Request, path: str) -> Handler:
+        """Who is at a stream; or with an offset, or by another way than polling, the stream of joins and leaves."""
+        there = self._presence
+        require_path(path, self._log.limits.path_bytes_max)
+        require_public(path)
+        if request.method != "GET":
+            raise _not_allowed(request, _allowed(request.path))
+        read = self._reader(request, as_stream=False)
+        if read is None:
+            return lambda exchange: presence.members(exchange, there, path)
+        reader = read
+        return lambda exchange: presence.events(exchange, there, path, reader)
 
     def _reader(self, request: Request, *, as_stream: bool) -> Reader | None:
         """What reads a stream as the headers choose; None where they choose nothing, and it is no stream to read."""
@@ -200,6 +301,8 @@ class Routes:
             raise BadRequest(f"live is long-poll or sse, not {live[:40]!r}.", code="parameter-invalid")
         if _accepts_events(headers.get("accept", "")):
             return partial(_events, log)
+        if detailing.RECORDS in headers.get("accept", "").lower():
+            return lambda exchange, stream, **at: detailing.read(exchange, log, stream, wait_s, **at)
         if not as_stream and request.one("offset") is None:
             return None
         if wait_s is not None:
@@ -227,18 +330,27 @@ def _one_offset(request: Request) -> None:
         )
 
 
+GROUP_ACTIONS = dict(sorted({**claiming.ACTIONS, **grouping.ACTIONS}.items()))
+"""What is below a group: its method, and what answers it."""
 _ALLOW = (
     (STREAMS, "GET", "GET, HEAD, PUT, POST, DELETE"),
     (SERVICES, "GET", "GET, POST"),
     (CALLS, "GET", "GET, DELETE"),
+    (GROUPS, "GET", "GET, PUT, DELETE"),
     (WORKERS, "POST", "POST"),
     (CONNECT, "GET", "GET"),
+    (PUBLISH, "POST", "POST"),
+    (PRESENCE, "GET", "GET"),
 )
 """Beginning of a path; methods there, and below it."""
 
 
 def _allowed(path: str) -> str:
     """Methods of what is at a path, as ``Allow`` has them."""
+    if path.startswith(GROUPS) and (action := path[len(GROUPS) :].partition("/")[2]) in GROUP_ACTIONS:
+        return f"{GROUP_ACTIONS[action][0]}, OPTIONS"
+    if path.startswith(STREAMS + subscribing.CONTROL):
+        return subscribing.allowed(path[len(STREAMS) :])
     for start, root, below in _ALLOW:
         if path.startswith(start) or path == start[:-1]:
             methods = root if len(path) <= len(start) else below

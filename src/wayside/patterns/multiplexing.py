@@ -24,15 +24,22 @@ from wayside.channelled import (
     SocketWire,
     Wire,
     problem_of,
+    publish,
 )
 from wayside.codecs import Payload
 from wayside.contracts import Log, StreamView
+from wayside.delaying import Delaying
 from wayside.errors import BadRequest, Overloaded, Refusal, Unsupported
 from wayside.exchange import Exchange, Request, parse_query, unquote_path
+from wayside.globs import Glob, is_glob
+from wayside.groups import Groups
 from wayside.guard import guarded, report
 from wayside.leases import Leases
 from wayside.ledger import call_path, no_such_call
-from wayside.model import Append, Appended, Offset, Producer, require_public, require_size
+from wayside.memberside import ChannelMember, member_of
+from wayside.model import Offset, is_reserved, require_public, require_size
+from wayside.policies import policy_of
+from wayside.presence import PRESENCE, Presence
 from wayside.state.calls import Call, State
 from wayside.workerside import WorkerSide
 
@@ -48,10 +55,15 @@ Handler = Callable[[Exchange], None]
 class Connections:
     """The clients that are connected, and what they may reach. ``resolve`` finds what answers any other request."""
 
-    def __init__(self, log: Log, calls: Calls, leases: Leases) -> None:
+    def __init__(
+        self, log: Log, calls: Calls, leases: Leases, presence: Presence, groups: Groups, delaying: Delaying
+    ) -> None:
         self.log = log
         self.calls = calls
         self.leases = leases
+        self.presence = presence
+        self.groups = groups
+        self.delaying = delaying
         self.resolve: Callable[[Request], Handler] = _nothing
         self.peers: set[Peer] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -242,7 +254,9 @@ class Peer(WorkerSide):
 
     def _leave(self, frame: f.LeaveFrame) -> None:
         entry = self._channels.pop(frame.channel, None)
-        if entry is not None:
+        if isinstance(entry, ChannelMember):
+            entry.leave()
+        elif entry is not None:
             entry.stop()
 
     def _require_head(self, *texts: str) -> None:
@@ -250,27 +264,7 @@ class Peer(WorkerSide):
         require_size(sum(map(len, texts)), self._log.limits.header_bytes_max, "What is beside the body")
 
     def _publish(self, frame: f.PublishFrame) -> None:
-        path = frame.stream
-        require_public(path)
-        records = frame.records
-        config = self._log.find(path).config
-        kind = frame.content_type or config.content_type
-        producer = Producer(*frame.producer) if frame.producer else None
-        if config.is_json:
-            append = Append(b"[%b]" % b",".join(records), kind, producer=producer)
-        elif len(records) == 1:
-            append = Append(records[0], kind, producer=producer)
-        else:
-            if not all(records) or len(records) > self._log.limits.append_records_max:
-                raise BadRequest("Publish records that are not empty, and not too many.", code="empty-append")
-            append = Append(b"", kind, producer=producer, records=records)
-        self._log.append(path, append, partial(self._published, frame.channel))
-
-    def _published(self, channel: int, result: Appended | Exception) -> None:
-        if isinstance(result, Exception):
-            self._put(f.ErrorFrame(channel, problem_of(result)))
-        else:
-            self._put(f.PublishedFrame(channel, str(result.offset)))
+        publish(frame, self._log, self._connections.delaying, self._put)
 
     def _follow(self, frame: f.FollowFrame) -> None:
         self._open(frame.channel)
@@ -278,16 +272,22 @@ class Peer(WorkerSide):
         call = self._calls.ledger.known(frame.stream) if frame.call else None
         if call is not None:
             self._calls.ledger.stream(call, lambda _result: self._begin(frame, sink))
+        elif is_glob(frame.stream) and not frame.call:
+            try:
+                self._log.union(Glob(frame.stream), partial(self._begin, frame, sink))
+            except Exception:
+                self._channels.pop(frame.channel, None)
+                raise
         else:
             self._begin(frame, sink)
 
-    def _begin(self, frame: f.FollowFrame, sink: ChannelFollower) -> None:
-        """There is a stream to follow, if there is one at all."""
+    def _begin(self, frame: f.FollowFrame, sink: ChannelFollower, union: StreamView | Exception | None = None) -> None:
+        """There is a stream to follow, if there is one at all; of a glob it is given."""
         channel, offset = frame.channel, frame.offset
         if self._channels.get(channel) is not sink:
             return
         try:
-            stream = self._stream(frame)
+            stream = self._stream(frame, union)
             position = (
                 stream.start
                 if offset == "-1"
@@ -295,16 +295,42 @@ class Peer(WorkerSide):
                 if offset == "now"
                 else stream.resolve(Offset.parse(offset))
             )
-        except Refusal as refusal:
+            terms = self._terms(frame.options, stream)
+        except Exception as error:
             self._channels.pop(channel)
-            self._put(f.ErrorFrame(channel, refusal.problem()))
+            self._put(f.ErrorFrame(channel, problem_of(error)))
             return
         position = max(position, 1 if frame.call else 0)  # the request itself is not for readers
         self._put(f.FollowingFrame(channel, stream.config.content_type, str(stream.offset(position))))
-        self._log.follow(stream, position, ENCODING, sink, PATTERN, credit=frame.credit)
+        self._log.follow(stream, position, ENCODING, sink, PATTERN, credit=frame.credit, **terms)
 
-    def _stream(self, frame: f.FollowFrame) -> StreamView:
+    def _terms(self, options: f.FollowOptions | None, stream: StreamView) -> dict[str, Any]:
+        """The policy of a follower, and its presence."""
+        if options is None:
+            return {}
+        interval, lag = (str(number) if number else None for number in (options.interval_s, options.lag))
+        policy = policy_of(options.policy or None, options.key or None, interval, lag)
+        if policy is not None:
+            policy.require_fit(is_json=stream.config.is_json, follows=True)
+        until = stream.tail if options.whole else None
+        if not options.member:
+            return {"policy": policy, "until": until}
+        if is_reserved(stream.path):
+            raise BadRequest("Presence is of streams, and not of calls or of presence itself.", code="member-invalid")
+        stay = self._connections.presence.stay(stream.path, options.member)
+        stay.renew(PATTERN)
+        return {"policy": policy, "until": until, "ended": stay.hold(PATTERN)}
+
+    def _stream(self, frame: f.FollowFrame, union: StreamView | Exception | None) -> StreamView:
+        if isinstance(union, Exception):
+            raise union
+        if union is not None:
+            if frame.options is not None and frame.options.member:
+                raise BadRequest(f"Presence is of one stream, and {frame.stream!r} is a glob.", code="glob-member")
+            return union
         if not frame.call:
+            if frame.stream.startswith(PRESENCE):
+                return self._connections.presence.events(frame.stream[len(PRESENCE) :])
             require_public(frame.stream)
             return self._log.find(frame.stream)
         try:
@@ -318,6 +344,19 @@ class Peer(WorkerSide):
             raise BadRequest("Credit is a number of records, from 1.", code="parameter-invalid")
         if isinstance(entry, ChannelFollower) and entry.reader is not None:
             entry.reader.grant(frame.records)
+        elif isinstance(entry, ChannelMember):
+            entry.grant(frame.records)
+
+    def _join(self, frame: f.JoinFrame) -> None:
+        self._open(frame.channel)
+        self._channels[frame.channel] = ChannelMember(self, frame, self._connections.groups)
+
+    def _settle(self, frame: f.SettleFrame) -> None:
+        member_of(self._channels.get(frame.channel)).settle(frame)
+
+    def _rest(self, frame: f.RestFrame) -> None:
+        entry = self._channels.get(frame.channel)
+        entry.rest() if isinstance(entry, ChannelMember) else self.take_rest(frame)
 
     def _request(self, frame: f.RequestFrame) -> None:
         self._open(frame.channel)
@@ -393,12 +432,18 @@ class Peer(WorkerSide):
                 entry.reader.finish(reason)
             elif isinstance(entry, ChannelExchange) and entry.on_drain is not None:
                 entry.on_drain()
+            elif isinstance(entry, ChannelMember):
+                entry.rest()
         self.settle()
 
     def settle(self) -> None:
         """Close, once a drain has nothing left to wait for."""
         if self._draining and self._wire is not None:
-            waiting = [e for e in self._channels.values() if not (isinstance(e, ChannelCall) and e.lasts)]
+            waiting = [
+                e
+                for e in self._channels.values()
+                if not isinstance(e, ChannelMember) and not (isinstance(e, ChannelCall) and e.lasts)
+            ]
             held = self.worker is not None and any(not call.durable for call in self.worker.held.values())
             if not waiting and not held:
                 asyncio.get_running_loop().call_soon(self._close)
@@ -426,9 +471,11 @@ _TAKES: dict[type, Callable[[Peer, Any], None]] = {
     f.FollowFrame: Peer._follow,
     f.CreditFrame: Peer._credit,
     f.RequestFrame: Peer._request,
+    f.JoinFrame: Peer._join,
+    f.SettleFrame: Peer._settle,
     f.WorkFrame: Peer.take_work,
     f.EmitFrame: Peer.take_emit,
     f.FinishFrame: Peer.take_finish,
     f.ReturnFrame: Peer.take_return,
-    f.RestFrame: Peer.take_rest,
+    f.RestFrame: Peer._rest,
 }

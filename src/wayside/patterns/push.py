@@ -2,7 +2,7 @@
 
 A bare client gets each record as one message: text, or binary where the stream is. With the subprotocol
 ``wayside.v1`` it gets ``{"offset": ..., "data": ...}``, as many as it has granted by ``{"credit": n}``.
-Either way the close frame says how it ended: 1000 ``closed``, 1012 ``resume=OFFSET``, 4404 ``deleted``.
+Either way the close frame says how it ended: 1000 ``closed``, 1012 ``resume=OFFSET``, 4404 ``deleted``, 4408 ``lagged``.
 """
 
 from __future__ import annotations
@@ -13,26 +13,32 @@ from typing import Any
 
 import msgspec
 
-from wayside.contracts import Log, Reader, StreamView
-from wayside.exchange import Exchange, Frames, Socket, position_of
-from wayside.model import Batch
+from wayside.contracts import Log, Reader, Stay, StreamView
+from wayside.exchange import Exchange, Frames, Socket, policy_for, position_of
+from wayside.model import Batch, Meta
 
 PATTERN = "push"
 SUBPROTOCOL = "wayside.v1"
 CREDIT_MAX = 1_000_000
 
 
-def read(exchange: Exchange, log: Log, stream: StreamView, *, first: int = 0) -> None:
+def read(exchange: Exchange, log: Log, stream: StreamView, *, first: int = 0, stay: Stay | None = None) -> None:
     """Answer an upgrade."""
     request = exchange.request
     position = position_of(request, stream, first=first)
+    policy = policy_for(request, stream, follows=True)
+    if stay is not None:
+        stay.renew(PATTERN)
     offered = [name.strip() for name in request.headers.get("sec-websocket-protocol", "").split(",")]
     enveloped = SUBPROTOCOL in offered
     session = _Session()
     socket = exchange.accept(SUBPROTOCOL if enveloped else None, session.on_text if enveloped else _ignore)
     session.socket = socket
     encoding = Envelopes(socket.frames) if enveloped else Bare(socket.frames)
-    session.reader = log.follow(stream, position, encoding, socket, PATTERN, credit=0 if enveloped else None)
+    ended = stay.hold(PATTERN) if stay is not None else None
+    session.reader = log.follow(
+        stream, position, encoding, socket, PATTERN, credit=0 if enveloped else None, policy=policy, ended=ended
+    )
 
 
 def close_of(stream: StreamView, position: int, reason: str) -> tuple[int, str]:
@@ -42,6 +48,8 @@ def close_of(stream: StreamView, position: int, reason: str) -> tuple[int, str]:
         return 1000, f"closed at={offset}"
     if reason == "deleted":
         return 4404, "deleted"
+    if reason == "lagged":
+        return 4408, f"lagged resume={offset}"
     return 1012, f"resume={offset}"
 
 
@@ -109,8 +117,15 @@ class Bare(_Push):
         return self._frames.join([self._frames.close(*close_of(stream, position, reason))])
 
 
+def _beside(meta: Meta) -> bytes:
+    """What is known of a record, as the rest of its envelope."""
+    said = {name: value for name in ("headers", "id", "key") if (value := getattr(meta, name))}
+    return b"," + json.dumps(said).encode()[1:] if said else b"}"
+
+
 class Envelopes(_Push):
-    """``{"offset": where to read on, "data": the record}``; binary records as base64, said by ``encoding``."""
+    """``{"offset": where to read on, "data": the record}``; binary records as base64, said by ``encoding``. What its
+    publisher said of a record stands beside it: ``headers``, ``id``, ``key``."""
 
     __slots__ = ()
 
@@ -119,22 +134,23 @@ class Envelopes(_Push):
         text = self._frames.text
         messages: list[Any] = []
         for batch in batches:
-            position = batch.position
-            for record in batch.records:
-                position += 1
-                offset = str(stream.offset(position)).encode()
+            metas = batch.meta or {}
+            for index, record in enumerate(batch.records):
+                offset = str(stream.offset(batch.position + index + 1)).encode()
                 if config.is_json:
                     message = b'{"offset":"%b","data":%b}' % (offset, record)
                 elif config.is_text and _is_utf_8(record):
                     message = b'{"offset":"%b","data":%b}' % (offset, json.dumps(record.decode()).encode())
                 else:
                     message = b'{"offset":"%b","encoding":"base64","data":"%b"}' % (offset, base64.b64encode(record))
-                messages.append(text(message))
+                messages.append(text(message[:-1] + _beside(metas[index]) if index in metas else message))
         return self._frames.join(messages)
 
     def end(self, stream: StreamView, position: int, reason: str, _told: bool) -> Any:
         said: dict[str, object]
         offset = str(stream.offset(position))
-        said = {"resume": offset} if reason not in ("closed", "deleted") else {reason: True, "offset": offset}
+        said = {"resume": offset}
+        if reason in ("closed", "deleted", "lagged"):
+            said = {reason: True, "offset": offset}
         close = self._frames.close(*close_of(stream, position, reason))
         return self._frames.join([self._frames.text(json.dumps(said).encode()), close])

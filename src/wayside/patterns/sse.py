@@ -12,8 +12,8 @@ import json
 from collections.abc import Callable
 
 from wayside.answers import body_of, cursor_after, head_fields
-from wayside.contracts import Log, StreamView
-from wayside.exchange import Exchange, position_of
+from wayside.contracts import Log, Stay, StreamView
+from wayside.exchange import Exchange, policy_for, position_of
 from wayside.model import Batch
 
 PATTERN = "sse"
@@ -24,11 +24,21 @@ _HEADERS = b"Content-Type: text/event-stream\r\nCache-Control: no-cache, no-tran
 
 
 def read(
-    exchange: Exchange, log: Log, stream: StreamView, *, protocol: bool, first: int = 0, fields: bytes = b""
+    exchange: Exchange,
+    log: Log,
+    stream: StreamView,
+    *,
+    protocol: bool,
+    first: int = 0,
+    fields: bytes = b"",
+    stay: Stay | None = None,
 ) -> None:
     """Answer a GET with events; ``protocol`` chooses the dialect of ``live=sse``, ``fields`` are more header fields."""
     request = exchange.request
     position = position_of(request, stream, first=first, required=protocol)
+    policy = policy_for(request, stream, follows=True)
+    if stay is not None:
+        stay.renew(PATTERN)
     if not protocol and stream.closed and position >= stream.tail and "last-event-id" in request.headers:
         exchange.respond(204, head_fields(stream, stream.tail, etag=None, cache=b"no-store"))  # EventSource stops
         return
@@ -47,7 +57,8 @@ def read(
         encoding = Plain(name, frame)
         sink = exchange.open(200, headers)
         sink.write(frame(b"retry: %d\n\n" % RETRY_MS))
-    log.follow(stream, position, encoding, sink, PATTERN)
+    ended = stay.hold(PATTERN) if stay is not None else None
+    log.follow(stream, position, encoding, sink, PATTERN, policy=policy, ended=ended)
 
 
 def lines(record: bytes) -> bytes:
@@ -91,7 +102,7 @@ class Plain:
 
     def end(self, stream: StreamView, position: int, reason: str, _told: bool) -> bytes | None:
         offset = str(stream.offset(position)).encode()
-        if reason in ("closed", "deleted"):
+        if reason in ("closed", "deleted", "lagged"):
             return self._frame(b"event: %b\nid: %b\ndata:%b\n\n" % (reason.encode(), offset, offset))
         return self._frame(b"retry: %d\nid: %b\n\n" % (RETRY_MS, offset))
 
@@ -130,6 +141,8 @@ class Protocol:
         return self._frame(self._control(stream, position))
 
     def end(self, stream: StreamView, position: int, reason: str, told: bool) -> bytes | None:
+        if reason == "lagged":  # the protocol has no word for it; its clients pass over events that they do not know
+            return self._frame(b"event: lagged\ndata:%b\n\n" % str(stream.offset(position)).encode())
         if told or reason in ("expired", "deleted", "drain"):
             return None  # the last control event says where to resume
         return self._frame(self._control(stream, position))
