@@ -6,12 +6,16 @@ A record is written once, to a durable stream; every reader picks its own way to
 from wayside import sync
 from wayside.client.aio import CallHandle, Client
 from wayside.client.channels import Channels, WebSocket
+from wayside.client.deliveries import Delivery
+from wayside.client.groups import GroupMember
 from wayside.client.values import CallEvent, CallStatus
-from wayside.errors import CallCancelled, CallFailed, CallTimedOut, Refusal, UnknownOutcome
+from wayside.errors import CallCancelled, CallFailed, CallTimedOut, LeaseFenced, Refusal, UnknownOutcome
 from wayside.hub import Hub
 from wayside.limits import Limits
+from wayside.metadata import Publication, Published
 from wayside.model import Durability, Record, StreamInfo
 from wayside.signature import Upload
+from wayside.subscribing import Reject, Retry
 from wayside.worker import Call
 
 __all__ = [
@@ -23,11 +27,18 @@ __all__ = [
     "CallStatus",
     "CallTimedOut",
     "Client",
+    "Delivery",
     "Durability",
+    "GroupMember",
     "Hub",
+    "LeaseFenced",
     "Limits",
+    "Publication",
+    "Published",
     "Record",
     "Refusal",
+    "Reject",
+    "Retry",
     "StreamInfo",
     "UnknownOutcome",
     "Upload",

@@ -10,7 +10,7 @@ import signal
 import click
 
 from wayside import reloading
-from wayside.commands import calls, running, streams
+from wayside.commands import calls, groups, running, streams
 from wayside.hub import package_version
 
 
@@ -35,11 +35,14 @@ def cli() -> None:
     wayside serve app:hub                            start the hub of app.py, with its services
     wayside work app:hub --hub URL                   run its services for a hub elsewhere
     wayside call thumbs.make photo.jpg width=128     call a service
+    \b
+    wayside group create billing 'orders/*'          a group whose members share the records of orders
     """
 
 
-for _command in (*running.COMMANDS, *calls.COMMANDS, *streams.COMMANDS):
+for _command in (*running.COMMANDS, *calls.COMMANDS, *streams.COMMANDS, *groups.COMMANDS):
     cli.add_command(_command)
-    for _option in _command.params:
-        if isinstance(_option, click.Option):
-            _option.show_envvar = True
+    for _each in (_command, *(_command.commands.values() if isinstance(_command, click.Group) else ())):
+        for _option in _each.params:
+            if isinstance(_option, click.Option):
+                _option.show_envvar = True

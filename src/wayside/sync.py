@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
 from wayside.client.aio import CallHandle, Client, Via
 from wayside.client.channels import Channels, WebSocket
+from wayside.client.groups import GroupMember
+from wayside.client.threaded import ThreadDelivery
 from wayside.client.values import CallEvent, CallStatus
+from wayside.metadata import Publication, Published
 from wayside.model import Record
+from wayside.presence import PresenceEvent, Presences
 
-__all__ = ["BlockingClient", "BlockingHandle", "connect"]
+__all__ = ["BlockingClient", "BlockingGroup", "BlockingHandle", "connect"]
 
 T = TypeVar("T")
 
@@ -28,15 +32,15 @@ class _Portal:
 
     def __init__(self) -> None:
         self.closed = False
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="wayside-client", daemon=True)
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="wayside-client", daemon=True)
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if self.closed or threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("The client is closed, or is used from its own thread.")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
             return future.result()
         except KeyboardInterrupt:
@@ -52,7 +56,7 @@ class _Portal:
             close = getattr(values, "aclose", None)
             if close is not None and not self.closed:
                 if threading.current_thread() is self._thread:  # the garbage collector may run anywhere
-                    self._loop.create_task(close())
+                    self.loop.create_task(close())
                 else:
                     self.run(close())
 
@@ -60,10 +64,10 @@ class _Portal:
         if self.closed:
             return
         self.closed = True
-        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        asyncio.run_coroutine_threadsafe(_cancel_others(), self.loop).result()
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
-        self._loop.close()
+        self.loop.close()
 
 
 async def _cancel_others() -> None:
@@ -120,11 +124,54 @@ class BlockingClient:
     def create(self, stream: str, **config: Any) -> None:
         self._portal.run(self._client.create(stream, **config))
 
-    def publish(self, stream: str, *records: Any, create: bool = True) -> str:
-        return self._portal.run(self._client.publish(stream, *records, create=create))
+    def publish(self, stream: str, *records: Any, create: bool = True, **said: Any) -> str:
+        return self._portal.run(self._client.publish(stream, *records, create=create, **said))
 
-    def read(self, stream: str, offset: str = "-1", *, follow: bool = True) -> Iterator[Record]:
-        return self._portal.iterate(self._client.read(stream, offset, follow=follow))
+    def publish_all(self, publications: Iterable[Publication], *, create: bool = True) -> list[Published]:
+        return self._portal.run(self._client.publish_all(publications, create=create))
+
+    def read(self, stream: str, offset: str = "-1", *, follow: bool = True, **options: Any) -> Iterator[Record]:
+        return self._portal.iterate(self._client.read(stream, offset, follow=follow, **options))
+
+    def group(self, name: str, streams: str | Iterable[str] = (), **options: Any) -> BlockingGroup:
+        """A member of a group: :meth:`wayside.Client.group`."""
+        return BlockingGroup(self._portal, self._client.group(name, streams, **options))
+
+    def groups(self) -> list[dict[str, Any]]:
+        return self._portal.run(self._client.groups())
+
+    def put_group(self, name: str, streams: str | Iterable[str], **settings: Any) -> dict[str, Any]:
+        return self._portal.run(self._client.put_group(name, streams, **settings))
+
+    def describe_group(self, name: str) -> dict[str, Any]:
+        return self._portal.run(self._client.describe_group(name))
+
+    def delete_group(self, name: str) -> None:
+        self._portal.run(self._client.delete_group(name))
+
+    def seek(self, name: str, to: str, streams: str | Iterable[str] = ()) -> list[str]:
+        return self._portal.run(self._client.seek(name, to, streams))
+
+    def pause_group(self, name: str) -> None:
+        self._portal.run(self._client.pause_group(name))
+
+    def resume_group(self, name: str) -> None:
+        self._portal.run(self._client.resume_group(name))
+
+    def dead(self, name: str, stream: str = "", limit: int = 100) -> list[dict[str, Any]]:
+        return self._portal.run(self._client.dead(name, stream, limit))
+
+    def redrive(self, name: str, streams: str | Iterable[str] = (), **only: Any) -> int:
+        return self._portal.run(self._client.redrive(name, streams, **only))
+
+    def receipts(self, group: str, stream: str, offset: str) -> dict[str, Any]:
+        return self._portal.run(self._client.receipts(group, stream, offset))
+
+    def presence(self, stream: str) -> Presences:
+        return self._portal.run(self._client.presence(stream))
+
+    def presence_events(self, stream: str, offset: str = "-1") -> Iterator[PresenceEvent]:
+        return self._portal.iterate(self._client.presence_events(stream, offset))
 
     def close_stream(self, stream: str) -> None:
         self._portal.run(self._client.close_stream(stream))
@@ -134,6 +181,64 @@ class BlockingClient:
 
     def info(self, stream: str) -> dict[str, str]:
         return self._portal.run(self._client.info(stream))
+
+
+class BlockingGroup:
+    """See :class:`wayside.client.groups.GroupMember`: ``for delivery in group``. What is said of a delivery goes out by
+    itself; ``delivery.ack().wait()`` waits until it is kept. As long as the process lives, leases are extended."""
+
+    def __init__(self, portal: _Portal, group: GroupMember) -> None:
+        self._portal = portal
+        self._group = group
+        self._taken = max(1, group.credit // 2)
+
+    def __repr__(self) -> str:
+        return f"<BlockingGroup {self._group.member} of {self._group.name}>"
+
+    @property
+    def name(self) -> str:
+        return self._group.name
+
+    @property
+    def member(self) -> str:
+        return self._group.member
+
+    @property
+    def fenced(self) -> int:
+        """Records whose lease was over before something was said of them."""
+        return self._group.fenced
+
+    def __enter__(self) -> BlockingGroup:
+        self._group.keep()
+        self._portal.run(self._group.join())
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if not self._portal.closed:
+            self._portal.run(self._group.leave())
+
+    def __iter__(self) -> Iterator[ThreadDelivery]:
+        """Records as they come."""
+        for deliveries in self._portal.iterate(self._group.batches(self._taken)):
+            for delivery in deliveries:
+                yield ThreadDelivery(delivery, self._portal.loop)
+
+    def take(self, records: int = 1, timeout: float | None = None) -> list[ThreadDelivery]:
+        """From 1 to ``records``; waits for the first, for ``timeout`` seconds at most: then there are none."""
+        taken = self._portal.run(_within(self._group.take(records), timeout))
+        return [ThreadDelivery(delivery, self._portal.loop) for delivery in taken or ()]
+
+    def leave(self) -> None:
+        """Be no member any more: what was said is kept when this returns, and the rest is given back."""
+        self._portal.run(self._group.leave())
+
+
+async def _within(coroutine: Coroutine[Any, Any, T], seconds: float | None) -> T | None:
+    try:
+        async with asyncio.timeout(seconds):
+            return await coroutine
+    except TimeoutError:
+        return None
 
 
 class BlockingHandle:

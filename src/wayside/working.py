@@ -11,9 +11,11 @@ import structlog
 
 from wayside.client.channels import Unreachable
 from wayside.client.remote import Remote
+from wayside.errors import Refusal
 from wayside.hub import Hub
 from wayside.process import freeze_memory, stop_event
 from wayside.state.queues import worker_name
+from wayside.subscribing import Subscribers
 
 FIRST_S = 1.0
 """Between attempts to reach a hub that has never been reached."""
@@ -41,13 +43,30 @@ async def work(hub: Hub, url: str, *, capacity: int, name: str, grace_s: float, 
             click.echo(f"wayside: the hub refused this worker: {remote.refused.detail}", err=True)
             await remote.stop(0)
             return 1
-        click.echo(f"working on {', '.join(sorted(hub.handlers))} for {url}")
+        subscribers = Subscribers(hub.subscribed, remote.client())
+        subscribers.member = worker_name(remote.id)
+        try:
+            await subscribers.start()
+        except Refusal as refusal:
+            click.echo(f"wayside: the hub refused a subscription: {refusal.detail}", err=True)
+            await remote.stop(0)
+            return 1
+        click.echo(f"working on {', '.join([*sorted(hub.handlers), *sorted(hub.subscribed)])} for {url}")
         sys.stdout.flush()
         _log.info(
-            "working", url=url, worker=worker_name(remote.id), concurrency=capacity, services=sorted(hub.handlers)
+            "working",
+            url=url,
+            worker=worker_name(remote.id),
+            concurrency=capacity,
+            services=sorted(hub.handlers),
+            groups=sorted(hub.subscribed),
         )
         await stop.wait()
-    _log.info("stopping", running=len(remote.runner.running), seconds_max=grace_s)
+        over = asyncio.get_running_loop().time() + grace_s
+        _log.info("stopping", running=len(remote.runner.running) + subscribers.running, seconds_max=grace_s)
+        remote.rest()
+        await subscribers.stop(grace_s)
+        grace_s = max(0.0, over - asyncio.get_running_loop().time())
     await remote.stop(grace_s)
     _log.info("stopped")
     return 0

@@ -255,6 +255,21 @@ def test_publish_text_and_options(shared_hub: Hub, wayside: Wayside) -> None:
     assert httpx.head(shared_hub.stream("presence")).headers["stream-durability"] == "memory"
 
 
+def test_publish_says_more(shared_hub: Hub, start: Command, wayside: Wayside) -> None:
+    """A message id makes a second record a duplicate, which is said; key and headers go with it; a delay prints when."""
+    said = ["--id", "a", "--key", "k", "--header", "Trace: t-\u00fc", "--ttl", "600"]
+    offset = wayside("publish", "said", "[1]", *said)
+    again = start("publish", "said", "[1]", *said)
+    assert (again.wait(), again.out.text, again.err.lines) == (0, offset, ["wayside: it had been published before"])
+    assert wayside("publish", "said", "2", "3", "--delay", "3600").startswith("due 2")
+    accept = {"Accept": "application/vnd.wayside.records+json"}
+    (record,) = httpx.get(shared_hub.stream("said"), headers=accept).json()
+    assert (record["data"], record["id"], record["key"], record["headers"]) == ([1], "a", "k", {"trace": "t-\u00fc"})
+    for wrong in (["1", "2", "--id", "b"], ["1", "--header", "none"]):
+        program = start("publish", "said", *wrong)
+        assert program.wait() != 0
+
+
 def test_publish_standard_input(shared_hub: Hub, wayside: Wayside) -> None:
     """Each line is a record, the last one also without its newline; empty ones are none."""
     lines = [json.dumps({"n": number}) for number in range(2000)]

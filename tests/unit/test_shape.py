@@ -24,8 +24,9 @@ def test_a_module_is_small_and_says_what_it_is_for(path: Path) -> None:
 
 def test_public_names_are_what_they_are() -> None:
     """The names of the package itself: adding one is a decision, losing one breaks somebody."""
-    streams = ["Durability", "Hub", "Limits", "Record", "Refusal", "StreamInfo"]
+    streams = ["Durability", "Hub", "Limits", "Publication", "Published", "Record", "Refusal", "StreamInfo"]
     calls = ["Call", "CallCancelled", "CallEvent", "CallFailed", "CallHandle", "CallStatus", "CallTimedOut", "Upload"]
+    groups = ["Delivery", "GroupMember", "LeaseFenced", "Reject", "Retry"]
     clients = ["Client", "UnknownOutcome", "connect", "sync"]
-    assert sorted(wayside.__all__) == sorted(streams + calls + clients)
+    assert sorted(wayside.__all__) == sorted(streams + calls + groups + clients)
     assert all(hasattr(wayside, name) for name in wayside.__all__)

@@ -16,7 +16,8 @@
  * @typedef {{kind: string, offset: string, time_ms: number, attempt: number, data: any, error: any, final: boolean}}
  *   CallEvent `kind`: queued, running, progress, item, retry, returned, done, failed, cancelled. `offset`: where to read
  *   on after it.
- * @typedef {{offset: string, data: Uint8Array, json(): any, text(): string}} StreamRecord
+ * @typedef {{offset: string, stream: string, data: Uint8Array, json(): any, text(): string}} StreamRecord
+ *   `stream`: whose it is, also where a glob was read.
  * @typedef {{status: number, headers: Record<string, string>, body: Uint8Array, json(): any, text(): string}} Answer
  */
 
@@ -217,16 +218,19 @@ export class Hub {
   }
 
   /**
-   * Records of a stream from an offset (`-1`: the start, `now`: the tail) until it is closed.
+   * Records of a stream from an offset (`-1`: the start, `now`: the tail) until it is closed; or with a glob such as
+   * `orders/**` of all streams that it matches, also those made later.
    * @param {string} stream  @param {{offset?: string, signal?: AbortSignal}} [options]
    * @returns {Sequence<StreamRecord>}
    */
   read(stream, { offset = "-1", signal } = {}) {
     const connection = this.#connection
+    const globbed = stream.split("/").some((segment) => segment === "*" || segment === "**")
     const values = async function* (at, signal) {
       for await (const [after, data] of connection.follow(stream, offset, false, signal)) {
         at.offset = after
-        yield { offset: after, data, json: () => JSON.parse(text(data)), text: () => text(data) }
+        const [path, bytes] = globbed ? unwrapped(data) : [stream, data]
+        yield { offset: after, stream: path, data: bytes, json: () => JSON.parse(text(bytes)), text: () => text(bytes) }
       }
     }
     return new Sequence(values, offset, signal)
@@ -241,6 +245,13 @@ export class Hub {
   request(method, target, headers, body = NOTHING, options) {
     return this.#connection.request(method, target, headers, bytesOf(body) ?? utf8.encode(String(body)), options)
   }
+}
+
+/** The stream of a record in an envelope, and the record. */
+function unwrapped(envelope) {
+  const { stream, data, encoding } = JSON.parse(text(envelope))
+  if (encoding === "base64") return [stream, Uint8Array.from(atob(data), (character) => character.charCodeAt(0))]
+  return [stream, utf8.encode(encoding === "text" ? data : JSON.stringify(data))]
 }
 
 /** A call that was submitted. `id` is its name: `hub.get(id)` is the same handle, from anywhere. */

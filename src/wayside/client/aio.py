@@ -16,27 +16,35 @@ import msgspec
 
 from wayside import frames as f
 from wayside.client.channels import Channels
-from wayside.client.entries import Answer, Following, Submitted
+from wayside.client.entries import Answer, Following, Row, Submitted
 from wayside.client.events import http_events
+from wayside.client.groups import GroupRequests
+from wayside.client.members import Pace
+from wayside.client.publishing import Publishing
 from wayside.client.values import CallEvent, CallStatus, event_of, refusal_of, value_of
 from wayside.codecs import Payload
-from wayside.errors import CallTimedOut, Refusal
+from wayside.envelopes import unwrap
+from wayside.errors import CallTimedOut
+from wayside.globs import is_glob
 from wayside.model import JSON, Offset, Record
+from wayside.presence import PRESENCE, PresenceEvent, Presences, event_at
 from wayside.signature import pack_arguments
 
-__all__ = ["CallHandle", "Client", "Via"]
+__all__ = ["CallHandle", "Client", "PolicyName", "Via"]
 
 ACCEPT = "application/msgpack, */*;q=0.5"
 WAIT_S = 20.0
 Via = Literal["push", "sse", "long-poll", "poll"]
+PolicyName = Literal["catch-up", "conflate", "sample", "disconnect"]
 
 
-class Client:
+class Client(Publishing, GroupRequests):
     """A hub, from outside or from inside its process. Made by :func:`wayside.connect`, and by ``Hub`` for itself."""
 
-    def __init__(self, channels: Channels, url: str = "") -> None:
+    def __init__(self, channels: Channels, url: str = "", pace: Pace | None = None) -> None:
         self.channels = channels
         self.url = url
+        self.pace = pace or Pace()
 
     def __repr__(self) -> str:
         return f"<Client {self.url} {self.channels!r}>"
@@ -162,47 +170,55 @@ class Client:
         headers |= {name: str(value) for name, value in given.items() if value is not None}
         await self.request("PUT", _stream(stream), headers)
 
-    async def publish(self, stream: str, *records: Any, create: bool = True) -> str:
-        """Append records: JSON values, ``str`` or ``bytes`` as the stream is. Returns the offset after them, once they
-        are as durable as the stream promises. A stream that does not exist is made, as JSON, unless ``create`` is
-        false."""
-        channels = self.channels
-        if not channels.connected:
-            await channels.ready()
-        encoded = [r if isinstance(r, bytes) else msgspec.json.encode(r) for r in records]
-        kind = "" if all(isinstance(r, bytes) for r in records) else JSON
-        try:
-            return await self._publish(stream, encoded, kind)
-        except Refusal as refusal:
-            if refusal.code == "content-type-mismatch" and all(isinstance(r, bytes | str) for r in records):
-                texts = [r.encode() if isinstance(r, str) else r for r in records]  # it is no JSON stream: as they are
-                return await self._publish(stream, texts, "")
-            if refusal.code != "stream-not-found" or not create:
-                raise
-        await self.create(stream)
-        return await self._publish(stream, encoded, kind)
-
-    async def _publish(self, stream: str, records: list[bytes], content_type: str) -> str:
-        answer = Answer(self.channels, False)
-        published = await answer.send(f.PublishFrame(answer.channel, stream, records, content_type))
-        return str(published.offset)
-
-    async def read(self, stream: str, offset: str = "-1", *, follow: bool = True) -> AsyncIterator[Record]:
+    async def read(
+        self,
+        stream: str,
+        offset: str = "-1",
+        *,
+        follow: bool = True,
+        policy: PolicyName = "catch-up",
+        key: str = "",
+        interval: float = 0.0,
+        lag: int = 0,
+        member: str = "",
+    ) -> AsyncIterator[Record]:
         """The records of a stream from an offset (``-1``: the start, ``now``: the tail); with ``follow`` until it is
-        closed, across lost connections, else up to its end of now."""
+        closed, across lost connections, else up to its end of now.
+
+        ``policy`` says what is given when this reader does not keep up: everything, later (``catch-up``); the newest record
+        per ``key``, a field of JSON records (``conflate``); at most one frame each ``interval`` seconds (``sample``); or
+        nothing, and :class:`Lagged` is raised once it is more than ``lag`` records behind (``disconnect``). ``member``
+        is who reads, for :meth:`presence`. A glob such as ``orders/**`` reads all streams that it matches, also those made
+        later: each record says its ``stream``, and its ``offset`` is that of all of them.
+        """
         until = None
+        globbed = is_glob(stream)
         if not follow:
             answer = await self.request("HEAD", _stream(stream))
             until = answer.headers["stream-next-offset"]
             if offset == "now" or offset == until or answer.headers.get("stream-earliest-offset") == until:
                 return
         await self.channels.ready()
-        following = Following(self.channels, stream, offset, call=False)
+        options = follow_options(policy, key, interval, lag, member, whole=not follow)
+        following = Following(self.channels, stream, offset, call=False, options=options)
         async with contextlib.aclosing(following.records()) as records:
-            async for at, data in records:
-                yield Record(at, data, 0)
-                if at == until:
+            async for row in records:
+                yield _record(row, globbed)
+                if row.offset == until:
                     return
+
+    async def presence(self, stream: str) -> Presences:
+        """Who is present at a stream."""
+        answer = await self.request("GET", "/v1/presence/" + quote(stream, safe="/"))
+        return msgspec.json.decode(answer.body, type=Presences)
+
+    async def presence_events(self, stream: str, offset: str = "-1") -> AsyncIterator[PresenceEvent]:
+        """Joins and leaves at a stream, from an offset on, such as that of :meth:`presence`."""
+        await self.channels.ready()
+        following = Following(self.channels, PRESENCE + stream, offset, call=False)
+        async with contextlib.aclosing(following.records()) as records:
+            async for row in records:
+                yield event_at(row.offset, row.data)
 
     async def close_stream(self, stream: str) -> None:
         """Nothing can be appended any more."""
@@ -219,12 +235,19 @@ class Client:
     # -- anything else
 
     async def request(
-        self, method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b""
+        self,
+        method: str,
+        target: str,
+        headers: dict[str, str] | None = None,
+        body: bytes = b"",
+        *,
+        repeat: bool = False,
     ) -> f.ResponseFrame:
-        """Any request of the HTTP interface, over the same connection. Raises refusals."""
+        """Any request of the HTTP interface, over the same connection. ``repeat``: to send it again does no harm. Raises
+        refusals."""
         if not self.channels.connected:
             await self.channels.ready()
-        repeatable = method in ("GET", "HEAD", "PUT", "DELETE") or "Idempotency-Key" in (headers or {})
+        repeatable = repeat or method in ("GET", "HEAD", "PUT", "DELETE") or "Idempotency-Key" in (headers or {})
         answer = Answer(self.channels, repeatable)
         sent = answer.send(f.RequestFrame(answer.channel, method, target, headers or {}, body))
         try:
@@ -258,6 +281,24 @@ def _options(service: str, **options: Any) -> f.CallOptions:
         return msgspec.convert(options, f.CallOptions)
     except msgspec.ValidationError as error:
         raise TypeError(f"This is no way to call {service}: {error}.") from error
+
+
+def _record(row: Row, wrapped: bool) -> Record:
+    stream, data, meta = "", row.data, row.meta
+    if wrapped:
+        stream, _, data, meta = unwrap(data)
+    if meta is None:
+        return Record(row.offset, data, 0, stream)
+    return Record(row.offset, data, 0, stream, meta.headers, meta.id, meta.key)
+
+
+def follow_options(
+    policy: str, key: str, interval: float, lag: int, member: str, *, whole: bool = False
+) -> f.FollowOptions | None:
+    """What a follower says beside its offset; None where it is nothing."""
+    if policy == "catch-up" and not (key or interval or lag or member or whole):
+        return None
+    return f.FollowOptions(policy, key, float(interval), lag, member, whole)
 
 
 def _stream(path: str) -> str:
@@ -345,12 +386,12 @@ class CallHandle:
         if via == "push":
             await client.channels.ready()
             async for row in Following(client.channels, self.id, offset, call=True).records():
-                yield row
+                yield row.offset, row.data
         elif via == "sse":
             if not client.url:
                 raise ValueError("In the hub's own process there is no HTTP: use via='push'.")
-            async for row in http_events(f"{client.url}/v1/call/{self.id}", offset):
-                yield row
+            async for pair in http_events(f"{client.url}/v1/call/{self.id}", offset):
+                yield pair
         else:
             prefer = {"Prefer": "wait=20"} if via == "long-poll" else {}
             while True:

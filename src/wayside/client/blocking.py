@@ -12,10 +12,10 @@ import http.client
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
@@ -76,6 +76,10 @@ class Client:
         """The URL path of a stream."""
         return f"{self._base}/v1/stream/{quote(stream, safe='/')}"
 
+    def group_path(self, name: str) -> str:
+        """The URL path of a group; without a name, of all."""
+        return f"{self._base}/v1/group/{quote(name, safe='')}"
+
     def request(
         self,
         method: str,
@@ -86,7 +90,7 @@ class Client:
         wait_s: float = 0,
     ) -> Answer:
         """One exchange. Raises :class:`HubError` for a refusal, :class:`Unreachable` where there was no answer."""
-        repeatable = method != "POST" or "Producer-Id" in (headers or {})
+        repeatable = method != "POST" or not {"Producer-Id", "Wayside-Message-Id"}.isdisjoint(headers or {})
         while True:
             kept_alive = self._connection is not None
             connection = self._connection = self._connection or self._connect(self._timeout_s)
@@ -146,10 +150,34 @@ class Client:
                 return
             after = page["next"]
 
+    def presence(self, stream: str) -> dict[str, Any]:
+        """Who is present at a stream, and the offset of what comes after."""
+        answer = self.request("GET", f"{self._base}/v1/presence/{quote(stream, safe='/')}")
+        present: dict[str, Any] = msgspec.json.decode(answer.body)
+        return present
+
     # -- publishing
 
-    def publisher(self, stream: str, content_type: str, *, retry_s: float) -> Publisher:
-        return Publisher(self, stream, content_type, retry_s)
+    def publisher(
+        self,
+        stream: str,
+        content_type: str,
+        *,
+        retry_s: float,
+        id: str = "",
+        key: str = "",
+        headers: Mapping[str, str] | None = None,
+        ttl: float = 0.0,
+        delay: float = 0.0,
+    ) -> Publisher:
+        """Of records with what is said of them; one with an ``id`` publishes one record."""
+        said = {
+            "Wayside-Key": key,
+            "Wayside-TTL": f"{ttl:f}" if ttl else "",
+            "Wayside-Delay": f"{delay:f}" if delay else "",
+        }
+        said |= {f"Wayside-Header-{name}": value for name, value in (headers or {}).items()}
+        return Publisher(self, stream, content_type, retry_s, said, id)
 
     # -- following
 
@@ -163,10 +191,15 @@ class Client:
         interval_s: float = 1.0,
         retry_s: float = 0.0,
         on_retry: Callable[[Exception], None] | None = None,
+        parameters: dict[str, str] | None = None,
+        presence: bool = False,
     ) -> Iterator[tuple[str, bytes]]:
-        """``(offset to read on from, data)`` until the stream is closed. Polls give what they got of a stream that is not
+        """``(offset to read on from, data)`` until the stream is closed. ``parameters`` are more of the query: ``policy``,
+        ``member`` and such. With ``presence`` it is the joins and leaves at the stream. Polls give what they got of a stream that is not
         JSON as one; and of several records only the last with the offset after it, the others with the one before all."""
         at = offset
+        place = f"{self._base}/v1/presence/{quote(stream, safe='/')}" if presence else self.path(stream)
+        target = f"{place}?{urlencode(parameters or {})}{'&' if parameters else ''}offset="
         patterns: dict[str, Callable[[str, str], Iterator[tuple[str, bytes | None, bool]]]] = {
             "poll": self._poll,
             "long-poll": self._long_poll,
@@ -177,7 +210,7 @@ class Client:
         reached = False
         while True:
             try:
-                given = patterns[via](stream, at)
+                given = patterns[via](target, at)
                 for at, data, closed in given:
                     failing_since = None
                     reached = True
@@ -199,20 +232,18 @@ class Client:
                     on_retry(error)
                 time.sleep(0.2 + random.random() * 0.3)
 
-    def _poll(self, stream: str, at: str) -> Iterator[tuple[str, bytes | None, bool]]:
-        answer = self.request("GET", f"{self.path(stream)}?offset={quote(at)}")
+    def _poll(self, target: str, at: str) -> Iterator[tuple[str, bytes | None, bool]]:
+        answer = self.request("GET", target + quote(at))
         yield from _records(answer, at)
 
-    def _long_poll(self, stream: str, at: str) -> Iterator[tuple[str, bytes | None, bool]]:
-        answer = self.request("GET", f"{self.path(stream)}?offset={quote(at)}", {"Prefer": "wait=20"}, wait_s=20)
+    def _long_poll(self, target: str, at: str) -> Iterator[tuple[str, bytes | None, bool]]:
+        answer = self.request("GET", target + quote(at), {"Prefer": "wait=20"}, wait_s=20)
         yield from _records(answer, at)
 
-    def _sse(self, stream: str, at: str) -> Iterator[tuple[str, bytes | None, bool]]:
+    def _sse(self, target: str, at: str) -> Iterator[tuple[str, bytes | None, bool]]:
         connection = self._connect(self._timeout_s + 15)
         try:
-            connection.request(
-                "GET", f"{self.path(stream)}?offset={quote(at)}", headers={"Accept": "text/event-stream"}
-            )
+            connection.request("GET", target + quote(at), headers={"Accept": "text/event-stream"})
             response = connection.getresponse()
             if response.status != 200:
                 raise _error_of(response.status, response.read())
@@ -224,15 +255,17 @@ class Client:
                 elif event == "message":
                     yield identity, base64.b64decode(data) if encoded else data, False
                 elif event == "deleted":
-                    raise HubError(404, "stream-not-found", f"{stream} was deleted.", {})
+                    raise HubError(404, "stream-not-found", "The stream was deleted.", {})
+                elif event == "lagged":
+                    raise _lagged(identity)
             raise Unreachable("the hub ended the response")
         except (OSError, http.client.HTTPException) as error:
             raise Unreachable(f"{self.url}: {str(error) or type(error).__name__}") from error
         finally:
             connection.close()
 
-    def _push(self, stream: str, at: str, *, is_json: bool) -> Iterator[tuple[str, bytes | None, bool]]:
-        url = f"ws{self.url[4:]}/v1/stream/{quote(stream, safe='/')}?offset={quote(at)}"
+    def _push(self, target: str, at: str, *, is_json: bool) -> Iterator[tuple[str, bytes | None, bool]]:
+        url = f"ws{self.url[4:].removesuffix(self._base)}{target}{quote(at)}"
         try:
             with connect(url, subprotocols=["wayside.v1"], max_size=None, proxy=None) as socket:  # type: ignore[list-item]
                 socket.send(f'{{"credit":{CREDIT}}}')
@@ -244,7 +277,9 @@ class Client:
                         yield message.offset, None, True
                         return
                     if message.deleted:
-                        raise HubError(404, "stream-not-found", f"{stream} was deleted.", {})
+                        raise HubError(404, "stream-not-found", "The stream was deleted.", {})
+                    if message.lagged:
+                        raise _lagged(message.offset)
                     if message.resume is not None:
                         break
                     yield message.offset, message.record(is_json=is_json), False
@@ -265,6 +300,7 @@ class _Envelope(msgspec.Struct):
     encoding: str | None = None
     closed: bool = False
     deleted: bool = False
+    lagged: bool = False
     resume: str | None = None
 
     def record(self, *, is_json: bool) -> bytes:
@@ -275,16 +311,25 @@ class _Envelope(msgspec.Struct):
 
 
 class Publisher:
-    """Appends in order, each once, whatever the connection does."""
+    """Appends in order, each once, whatever the connection does: by its number, or where that cannot be, with a message id
+    and for what is delayed, by the id."""
 
-    def __init__(self, client: Client, stream: str, content_type: str, retry_s: float) -> None:
+    def __init__(
+        self, client: Client, stream: str, content_type: str, retry_s: float, said: dict[str, str], identity: str
+    ) -> None:
         self._client = client
         self._stream = stream
-        self._headers = {
-            "Content-Type": content_type,
-            "Producer-Id": f"cli-{secrets.token_hex(8)}",
-            "Producer-Epoch": "0",
-        }
+        self._name = f"cli-{secrets.token_hex(8)}"
+        self._identity = identity
+        self._identified = bool(identity or said.get("Wayside-Delay"))
+        self._headers = {"Content-Type": content_type}
+        for name, value in said.items():
+            if value:  # in UTF-8, as bytes that http.client takes for Latin-1
+                self._headers[name] = value.encode().decode("latin-1")
+        if not self._identified:
+            self._headers |= {"Producer-Id": self._name, "Producer-Epoch": "0"}
+        self.duplicates = 0
+        """Records that had been published before."""
         self._json = media_type(content_type) == JSON
         self._retry_s = retry_s
         self._seq = 0
@@ -292,12 +337,17 @@ class Publisher:
     @property
     def batches(self) -> bool:
         """Whether several records fit into one append."""
-        return self._json
+        return self._json and not self._identified
 
     def send(self, records: list[bytes]) -> str:
-        """Append; returns the offset after it. More than one record only where ``batches``."""
+        """Append; returns the offset after it, or when it is due. More than one record only where ``batches``."""
         body = b"[" + b",".join(records) + b"]" if self._json else records[0]
-        headers = {**self._headers, "Producer-Seq": str(self._seq)}
+        headers = {**self._headers}
+        if self._identified:
+            identity = self._identity or f"{self._name}-{self._seq}"
+            headers["Wayside-Message-Id"] = identity.encode().decode("latin-1")
+        else:
+            headers["Producer-Seq"] = str(self._seq)
         deadline = time.monotonic() + self._retry_s
         while True:
             try:
@@ -311,7 +361,8 @@ class Publisher:
                     raise
             time.sleep(0.2 + random.random() * 0.3)
         self._seq += 1
-        return str(answer.headers["Stream-Next-Offset"])
+        self.duplicates += answer.headers.get("Wayside-Duplicate") == "true"
+        return str(answer.headers["Stream-Next-Offset"] or f"due {answer.headers['Wayside-Due']}")
 
 
 def _records(answer: Answer, before: str) -> Iterator[tuple[str, bytes | None, bool]]:
@@ -346,6 +397,11 @@ def _events(lines: Iterable[bytes]) -> Iterator[tuple[str, str, bytes]]:
             identity = value.decode("latin-1")
         elif name == b"event":
             event = value.decode("latin-1")
+
+
+def _lagged(offset: str) -> HubError:
+    text = f"This reader was too far behind, and was ended. Read on from {offset}, or afresh from now."
+    return HubError(409, "lagged", text, {"offset": offset})
 
 
 def _error_of(status: int, body: bytes) -> HubError:

@@ -12,7 +12,8 @@ import msgspec
 from wayside import frames as f
 from wayside.client.channels import Channels
 from wayside.client.values import refusal_of
-from wayside.errors import UnknownOutcome
+from wayside.errors import Lagged, UnknownOutcome
+from wayside.model import Meta
 
 __all__ = ["Answer", "Following", "Submitted"]
 
@@ -129,14 +130,26 @@ def _odd(frame: Any) -> Exception:
     return UnknownOutcome(f"The hub answered with {type(frame).__name__}.")
 
 
+class Row(msgspec.Struct, array_like=True, gc=False):
+    """A record as it comes."""
+
+    offset: str
+    """After it."""
+    data: bytes
+    meta: Meta | None = None
+
+
 class Following:
     """A follower's channel, which resumes on another connection."""
 
-    def __init__(self, channels: Channels, stream: str, offset: str, *, call: bool, follow: bool = True) -> None:
+    def __init__(
+        self, channels: Channels, stream: str, offset: str, *, call: bool, options: f.FollowOptions | None = None
+    ) -> None:
         self._channels = channels
         self._stream = stream
         self._call = call
-        self._held: deque[tuple[str, bytes]] = deque()
+        self._options = options
+        self._held: deque[Row] = deque()
         self._changed = asyncio.Event()
         self._spent = 0
         self._ended = ""
@@ -149,7 +162,7 @@ class Following:
     def resume(self) -> None:
         self._held.clear()
         self._spent = 0
-        self._channels.put(f.FollowFrame(self.channel, self._stream, self.offset, CREDIT, self._call))
+        self._channels.put(f.FollowFrame(self.channel, self._stream, self.offset, CREDIT, self._call, self._options))
 
     def take(self, frame: Any) -> None:
         kind = type(frame)
@@ -160,8 +173,14 @@ class Following:
             if self.offset in ("-1", "now"):
                 self.offset = frame.offset
         elif kind is f.EndFrame:
-            if frame.reason in ("closed", "deleted"):
+            if frame.reason in ("closed", "deleted", "complete"):
                 self._ended = frame.reason
+                self._channels.remove(self.channel)
+            elif frame.reason == "lagged":
+                self._error = Lagged(
+                    f"The reader of {self._stream} was too far behind. Read on from {frame.offset}, or afresh from now.",
+                    fields={"offset": frame.offset},
+                )
                 self._channels.remove(self.channel)
         elif kind is f.ErrorFrame and not _later(frame):
             self._error = refusal_of(frame.problem)
@@ -175,18 +194,18 @@ class Following:
         self._changed.set()
         return False
 
-    async def records(self) -> AsyncGenerator[tuple[str, bytes], None]:
-        """``(offset after it, record)`` until the stream is closed."""
+    async def records(self) -> AsyncGenerator[Row, None]:
+        """What is in it, until it is closed."""
         try:
             while True:
                 while self._held:
-                    offset, record = self._held.popleft()
-                    self.offset = offset
+                    row = self._held.popleft()
+                    self.offset = row.offset
                     self._spent += 1
                     if self._spent >= CREDIT // 2:
                         self._channels.put(f.CreditFrame(self.channel, self._spent))
                         self._spent = 0
-                    yield offset, record
+                    yield row
                 if self._error is not None:
                     raise self._error
                 if self._ended:
@@ -204,4 +223,4 @@ class Following:
                 self._channels.put(f.LeaveFrame(self.channel))
 
 
-_rows = msgspec.msgpack.Decoder(list[tuple[str, bytes]]).decode
+_rows = msgspec.msgpack.Decoder(list[Row]).decode

@@ -79,11 +79,15 @@ class Remote:
         self._loop = asyncio.get_running_loop()
         await self._channels.open()
 
-    async def stop(self, seconds: float) -> None:
-        """Take no more; finish what runs, for so long; hand back the rest."""
+    def rest(self) -> None:
+        """Take no more."""
         self._resting = True
         if self._channels.connected:
             self._channels.put(f.RestFrame(0))
+
+    async def stop(self, seconds: float) -> None:
+        """Take no more; finish what runs, for so long; hand back the rest."""
+        self.rest()
         for call, attempt in await self.runner.drain(seconds):
             self._say((call, attempt), f.ReturnFrame(0, call, attempt), _ignore)
         deadline = asyncio.get_running_loop().time() + 5

@@ -97,7 +97,7 @@ def _secrets(_context: click.Context, _parameter: click.Parameter, value: tuple[
     "--webhook-allow-private",
     is_flag=True,
     envvar="WAYSIDE_WEBHOOK_ALLOW_PRIVATE",
-    help="Let callbacks go to addresses of this machine and its networks.",
+    help="Let callbacks and webhooks go to addresses of this machine and its networks.",
 )
 @reload_option
 @log_level_option
@@ -239,8 +239,11 @@ def work(
         _reload(app)
     configure_logs(log_level, log_format)
     hub = _load(app)
-    if not hub.handlers:
-        fail(f"{app} has no services to work on: decorate functions with @hub.service(NAME).", 2)
+    if not (hub.handlers or hub.subscribed):
+        fail(
+            f"{app} has no services and no subscriptions: decorate functions with @hub.service(NAME) or @hub.subscribe(STREAMS).",
+            2,
+        )
     if reloading.is_child():
         grace_s = min(grace_s, reloading.DRAIN_S)
     keep_memory()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from itertools import takewhile
 from typing import Any
 
@@ -14,6 +16,7 @@ from wayside.client.blocking import Client, HubError
 from wayside.commands.common import fail, hub_command
 from wayside.errors import Refusal
 from wayside.model import JSON, Durability, Offset, media_type
+from wayside.policies import KINDS
 
 BATCH_MAX = 500
 """Lines of standard input that go into one append of a JSON stream."""
@@ -37,6 +40,15 @@ BATCH_MAX = 500
     show_default=True,
     help="Seconds to keep trying when the hub goes away in between; nothing is appended twice.",
 )
+@click.option(
+    "--id", "identity", default="", help="Message id of the one record: published again soon, it is not appended."
+)
+@click.option("--key", default="", help="Of the records, for readers that keep records of one key in order.")
+@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="Of the records; as often as need be.")
+@click.option(
+    "--ttl", type=click.FloatRange(min=0), default=0.0, help="Seconds for which readers are given the records."
+)
+@click.option("--delay", type=click.FloatRange(min=0), default=0.0, help="Seconds until they are appended.")
 @click.option("--quiet", "-q", is_flag=True, help="Do not print the last offset.")
 @hub_command
 def publish(
@@ -46,15 +58,21 @@ def publish(
     content_type: str | None,
     durability: str | None,
     retry_s: float,
+    identity: str,
+    key: str,
+    headers: tuple[str, ...],
+    ttl: float,
+    delay: float,
     quiet: bool,
 ) -> None:
     """Append RECORDS to STREAM, or each line of standard input that is not empty. Prints the offset after the last.
 
     A stream that does not exist is created. Lines of a JSON stream that come together are appended together; each
-    line of another stream is an append of its own.
+    line of another stream is an append of its own. With --delay it prints when the last is due.
 
     \b
     wayside publish orders '{"id": 1}' '{"id": 2}'
+    wayside publish orders '{"id": 3}' --id order-3 --key eu --header trace:7f --delay 60
     tail -F /var/log/syslog | wayside publish logs/syslog
     """
     source = iter([[record.encode()] for record in records]) if records else _lines()
@@ -62,7 +80,11 @@ def publish(
     if first is None:
         return
     kind = _ensure(client, stream, first[0], content_type, durability)
-    publisher = client.publisher(stream, kind, retry_s=retry_s)
+    if identity and len(records) != 1:
+        fail("--id is the message id of one record: give one RECORD.")
+    publisher = client.publisher(
+        stream, kind, retry_s=retry_s, id=identity, key=key, headers=_headers(headers), ttl=ttl, delay=delay
+    )
     offset = ""
     sent = 0
     for batch in _chain(first, source):
@@ -79,8 +101,20 @@ def publish(
                 f"{stream} is a JSON stream, and record {sent + 1} is not JSON: {bad}\n"
                 f"The {sent} before it were appended{f', up to {offset}' if sent else ''}; nothing after it was."
             )
+    if publisher.duplicates:
+        click.echo("wayside: it had been published before", err=True)
     if not quiet:
         click.echo(offset)
+
+
+def _headers(given: tuple[str, ...]) -> dict[str, str]:
+    result: dict[str, str] = {}
+    for text in given:
+        name, found, value = text.partition(":")
+        if not found or not name:
+            fail(f"--header is NAME:VALUE, not {text}.")
+        result[name] = value.strip()
+    return result
 
 
 def _ensure(client: Client, stream: str, first: bytes, content_type: str | None, durability: str | None) -> str:
@@ -163,8 +197,19 @@ def _offset(_context: click.Context, _parameter: click.Parameter, value: str) ->
     type=click.FloatRange(min=0.01),
     default=1.0,
     show_default=True,
-    help="Seconds between polls.",
+    help="Seconds between polls, or between two samples.",
 )
+@click.option(
+    "--policy",
+    type=click.Choice(KINDS),
+    default="catch-up",
+    show_default=True,
+    help="What to print when records come faster than they are read: all, later; the newest per --key; one per --interval; "
+    "or end when --lag records behind.",
+)
+@click.option("--key", help="Field of JSON records, such as symbol, or order.customer.")
+@click.option("--lag", type=click.IntRange(min=1), help="Records to be behind at most.  [default: 1000]")
+@click.option("--member", help="Who reads: present for `wayside presence`.")
 @click.option(
     "--retry",
     "retry_s",
@@ -182,16 +227,26 @@ def tail(
     offsets: bool,
     count: int | None,
     interval_s: float,
+    policy: str,
+    key: str | None,
+    lag: int | None,
+    member: str | None,
     retry_s: float,
 ) -> None:
-    """Print the records of STREAM as they come, until it is closed. Reconnects, and resumes where it was.
+    """Print the records of STREAM as they come, until it is closed. Reconnects, and resumes where it was. A glob follows
+    every stream that it matches, and prints each record with the name of its stream.
 
     By sse and push each record is a line of its own. What polls get of a stream that is not JSON comes as one.
 
     \b
     wayside tail demo/machine --via push
     wayside tail orders --from start --offsets
+    wayside tail 'orders/**'
+    wayside tail prices --from start --policy conflate --key symbol
     """
+    interval = interval_s if policy == "sample" else None
+    named = {"policy": policy, "key": key, "interval": interval, "lag": lag, "member": member}
+    parameters = {name: str(value) for name, value in named.items() if value is not None}
     found = client.info(stream)
     at = found["Stream-Next-Offset"] if start == "now" else start  # a reconnection must not skip what came meanwhile
     kind = media_type(found["Content-Type"])
@@ -204,7 +259,14 @@ def tail(
 
     try:
         records = client.follow(
-            stream, via, at, is_json=kind == JSON, interval_s=interval_s, retry_s=retry_s, on_retry=on_retry
+            stream,
+            via,
+            at,
+            is_json=kind == JSON,
+            interval_s=interval_s,
+            retry_s=retry_s,
+            on_retry=on_retry,
+            parameters=parameters,
         )
         for at, data in records:
             out.write(f"{at} ".encode() + data + newline if offsets else data + newline)
@@ -215,6 +277,28 @@ def tail(
     except KeyboardInterrupt:
         click.echo(f"wayside: resume with --from {at}", err=True)
         sys.exit(130)
+
+
+@click.command(short_help="Tell who follows a stream.")
+@click.argument("stream")
+@click.option("--follow", "-f", is_flag=True, help="Then print joins and leaves as they come.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@hub_command
+def presence(client: Client, stream: str, follow: bool, as_json: bool) -> None:
+    """Print who is present at STREAM: members that have named themselves, by any way of reading."""
+    present = client.presence(stream)
+    for member in present["members"]:
+        if as_json:
+            click.echo(msgspec.json.encode(member).decode())
+        else:
+            since = datetime.fromtimestamp(member["since_ms"] / 1000).isoformat(" ", "seconds")
+            click.echo(f"{member['member']}  since {since}, {', '.join(member['ways'])}")
+    if not follow:
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        for _, data in client.follow(stream, "sse", present["offset"], retry_s=60.0, presence=True):
+            event = msgspec.json.decode(data)
+            click.echo(data.decode() if as_json else f"{event['event']} {event['member']}")
 
 
 @click.command(short_help="List streams.")
@@ -304,4 +388,4 @@ def info(client: Client, stream: str) -> None:
         click.echo(f"{name}: {value}")
 
 
-COMMANDS = (publish, tail, streams, create, info, close, delete)
+COMMANDS = (publish, tail, presence, streams, create, info, close, delete)

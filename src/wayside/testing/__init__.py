@@ -11,6 +11,9 @@ runs a handler can be killed at a named point of it::
         await test.advance(20)  # the lease of the first is over, and so is the pause before the second attempt
         assert await order.result() == "paid"
 
+Handlers of records (``@hub.subscribe``) are run and crashed the same way: by the hub's own process, or with ``local=False``
+by workers.
+
 What waits for a socket or a thread goes on in real time; so does a long poll over HTTP.
 """
 

@@ -9,17 +9,19 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from wayside.client.aio import CallHandle, Client
 from wayside.client.channels import Channels
+from wayside.client.members import Pace
 from wayside.hub import Hub
 from wayside.limits import Limits
 from wayside.state.calls import Outcome
 from wayside.testing.clock import ManualClock
-from wayside.testing.points import Handlers, Place, Reached
+from wayside.testing.points import Handlers, Place, Reached, pointed
 from wayside.testing.workers import Link, TestWorker
 
 __all__ = ["TestHub"]
@@ -64,7 +66,7 @@ class TestHub:
             raise RuntimeError("This hub was used before: a TestHub has to be its first use.")
         self.clock = clock or ManualClock()
         self._link = Link(self)
-        self.client = Client(Channels(self._link, retry_s=None))
+        self.client = Client(Channels(self._link, retry_s=None), pace=Pace(self.clock))
         self.reached: list[Reached] = []
         self.workers: list[TestWorker] = []
         self.up = False
@@ -132,6 +134,9 @@ class TestHub:
         if store is not None:
             setattr(store.history, "read", self._counted(store.history.read))  # noqa: B010 - a method
         place = Place(self, "hub", self._kill)
+        hub.subscribes = self._local
+        hub.client.pace = Pace(self.clock)
+        hub.subscribers.wrap = partial(pointed, place=place)
         hub.worker.runner.handlers = Handlers(hub.handlers, place)
         hub.worker.worker.stopping = not self._local
         finish = hub.worker.finish
@@ -167,6 +172,7 @@ class TestHub:
     async def restart(self) -> None:
         """Stop the hub in order, and start it on the same directory."""
         hub = self.hub
+        await hub.subscribers.stop(hub.limits.drain_s)
         for peer in list(hub.connections.peers):
             peer.finish("drain")
         await self._settle()
@@ -197,6 +203,8 @@ class TestHub:
         calls, worker = self.hub.calls, self.hub.worker
         for call, attempt in list(worker.runner.running):
             worker.runner.cancel(call, attempt)
+        self.hub.subscribers.close()
+        self.hub.groups.stop()
         for each in [worker.worker, *calls.workers.values()]:
             each.link, each.stopping = None, True
         calls.on_ended = calls.on_ending = calls.on_declared = None
@@ -208,6 +216,8 @@ class TestHub:
 
     async def _revive(self, parts: dict[str, Any]) -> None:
         await parts["keeping"].stop()
+        if "subscriptions" in parts:
+            await parts["subscriptions"].stop()
         if "client" in parts:
             await parts["client"].close()
         parts["connections"].stop()
@@ -259,6 +269,8 @@ class TestHub:
 
     def _threads(self) -> bool:
         """Whether a handler runs in a thread."""
+        if self.hub.subscribers.threads or any(worker.subscribers.threads for worker in self.workers):
+            return True
         known = self.hub.calls.ledger.known
         for runner in (self.hub.worker.runner, *(worker.runner for worker in self.workers)):
             for identity, _ in runner.running:
@@ -274,16 +286,17 @@ class TestHub:
         patience = _Patience()
         await self._calm(patience)
         while True:
-            timers = self.hub.calls.timers
+            paces = [self.client.pace, self.hub.client.pace, *(each.pace for each in self.workers if each.lives)]
+            timers = [self.hub.calls.timers, *(pace.timers for pace in paces)]
             due = [worker.renews_at for worker in self.workers]
-            if timers.next_at is not None:
-                due.append(timers.next_at)
+            due += [each.next_at for each in timers if each.next_at is not None]
             self.clock.advance_to(min([end, *due]))
             now = self.clock.monotonic()
             for worker in self.workers:
                 if worker.renews_at <= now:
                     worker.renew()
-            timers.run()
+            for each in timers:
+                each.run()
             self.hub.keeping.wake()
             self.hub.log.upkeep.expire(self.clock.wall_ms())
             await self._calm(patience)
@@ -292,16 +305,24 @@ class TestHub:
 
     # -- workers and points
 
-    async def worker(self, name: str, services: Iterable[str] | None = None, *, capacity: int = 16) -> TestWorker:
-        """Another worker, connected: it runs ``services``, or all that the hub has, ``capacity`` calls at a time."""
-        worker = TestWorker(self, name, f"w-{name}-{len(self.workers)}", services, capacity)
+    async def worker(
+        self,
+        name: str,
+        services: Iterable[str] | None = None,
+        groups: Iterable[str] | None = None,
+        *,
+        capacity: int = 16,
+    ) -> TestWorker:
+        """Another worker, connected: it runs ``services``, or all that the hub has, ``capacity`` calls at a time, and the
+        handlers of ``groups``, or all that subscribe."""
+        worker = TestWorker(self, name, f"w-{name}-{len(self.workers)}", services, groups, capacity)
         self.workers.append(worker)
         await worker.start()
         return worker
 
     def crash_at(self, point: str, *, worker: str | None = None) -> None:
         """Crash the next worker that reaches ``point`` (None: any): ``before-run``, ``after-run`` or ``before-finish`` of
-        an attempt, or a name that the handler gives to :func:`point`. Where that is the hub's own process (``hub``), the
+        an attempt (of a record's handler the first two), or a name that the handler gives to :func:`point`. Where that is the hub's own process (``hub``), the
         hub crashes, and comes back."""
         self._armed.append((point, worker))
 

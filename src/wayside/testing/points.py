@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
+from wayside.signature import Signature
 from wayside.worker import Handler
 
-__all__ = ["Crashed", "Handlers", "Noting", "Place", "Reached", "point"]
+__all__ = ["Crashed", "Handlers", "Noting", "Place", "Reached", "point", "pointed"]
 
 
 class Crashed(asyncio.CancelledError):
@@ -93,11 +94,21 @@ class Handlers(Mapping[str, Handler]):
         if self._names is not None and name not in self._names:
             raise KeyError(name)
         handler = copy.copy(self._handlers[name])
-        handler.function = _pointed(handler, self._place)
+        handler.function = pointed(handler, self._place)
         return handler
 
 
-def _pointed(handler: Handler, place: Place) -> Callable[..., Any]:
+class Runs(Protocol):
+    """What runs a function."""
+
+    @property
+    def function(self) -> Callable[..., Any]: ...
+
+    @property
+    def signature(self) -> Signature: ...
+
+
+def pointed(handler: Runs, place: Place) -> Callable[..., Any]:
     """The handler's function, of the same kind, with a point before it and one after."""
     function, signature = handler.function, handler.signature
 

@@ -7,12 +7,14 @@ from functools import partial
 from typing import Any, Protocol
 
 from wayside.client.channels import Local
+from wayside.client.members import Pace
 from wayside.client.remote import Remote
 from wayside.errors import Fenced
 from wayside.hub import Hub
 from wayside.state.calls import Outcome
+from wayside.subscribing import Subscribers
 from wayside.testing.clock import ManualClock
-from wayside.testing.points import Handlers, Noting, Place
+from wayside.testing.points import Handlers, Noting, Place, pointed
 from wayside.worker import Runner
 
 __all__ = ["Link", "TestWorker"]
@@ -100,7 +102,15 @@ class TestWorker:
 
     __test__ = False
 
-    def __init__(self, test: Stage, name: str, identity: str, services: Iterable[str] | None, capacity: int) -> None:
+    def __init__(
+        self,
+        test: Stage,
+        name: str,
+        identity: str,
+        services: Iterable[str] | None,
+        groups: Iterable[str] | None,
+        capacity: int,
+    ) -> None:
         self.name = name
         self.crashed = False
         self._test = test
@@ -111,6 +121,13 @@ class TestWorker:
         self._remote = _Member("http://test", handlers, capacity=capacity, link=self._link, lease=self._renew_by)
         self._remote.place = place
         self._remote.id = self.id = identity
+        client = self._remote.client()
+        client.pace = self.pace = Pace(test.clock)
+        subscribed = test.hub.subscribed
+        chosen = set(subscribed if groups is None else groups)
+        subscriptions = {group: each for group, each in subscribed.items() if group in chosen}
+        self.subscribers = Subscribers(subscriptions, client, partial(pointed, place=place))
+        self.subscribers.member = name
 
     def __repr__(self) -> str:
         state = "crashed" if self.crashed else "stalled" if self.stalled else "working"
@@ -134,6 +151,11 @@ class TestWorker:
         return self._link.stalled
 
     @property
+    def lives(self) -> bool:
+        """Whether anything comes from it."""
+        return not (self.crashed or self.stalled)
+
+    @property
     def renews_at(self) -> float:
         """When it says next that it lives."""
         dead = self.crashed or self.stalled or self._renewal is None
@@ -146,6 +168,7 @@ class TestWorker:
 
     async def start(self) -> None:
         await self._remote.start()
+        await self.subscribers.start()
         await self._test.settle()
 
     def crash(self) -> None:
@@ -153,6 +176,7 @@ class TestWorker:
         self.crashed = True
         self._link.down = True
         self._link.stalled = False
+        self.subscribers.close()
         for call, attempt in self.running:
             self._remote.runner.cancel(call, attempt)
         self._link.drop("the worker crashed")
@@ -190,6 +214,8 @@ class TestWorker:
 
     async def stop(self, seconds: float = 0.0) -> None:
         """Stop it in order: it takes no more, finishes what runs for so many (real) seconds, hands back the rest."""
+        self._remote.rest()
+        await self.subscribers.stop(seconds)
         await self._remote.stop(seconds)
         self.crashed = True
         await self._test.settle()
