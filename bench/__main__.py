@@ -8,15 +8,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import callers, calls, loadgen, measures, report
+from bench import callers, calls, globs, groups, loadgen, measures, report
 from bench.hub import Hub
 from bench.machine import BenchError, Disturbance, describe, filesystem, raise_open_files, scratch_parent
 from bench.peers import Nats, Nchan, Nginx, Redis
 from bench.process import Server
 from bench.turns import FULL, QUICK, Bench, Row
 
-MEASURES = measures.MEASURES | calls.MEASURES
-PEERS: tuple[type[Server], ...] = (Nginx, Nchan, Redis, Nats, *callers.PEERS)
+MEASURES = measures.MEASURES | globs.MEASURES | calls.MEASURES | groups.MEASURES
+PEERS: tuple[type[Server], ...] = (Nginx, Nchan, Redis, Nats, *callers.PEERS, *groups.PEERS)
 RESULTS = Path(__file__).parent / "results"
 
 

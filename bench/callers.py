@@ -18,7 +18,7 @@ from bench.peers import Nats, Redis, RedisDurable
 from bench.process import Server
 
 
-def _missing(*packages: str) -> str:
+def missing_packages(*packages: str) -> str:
     for name in packages:
         try:
             importlib.metadata.version(name)
@@ -27,7 +27,7 @@ def _missing(*packages: str) -> str:
     return ""
 
 
-def _versions(*packages: str) -> str:
+def versions_of(*packages: str) -> str:
     return " ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
 
 
@@ -39,11 +39,11 @@ class FastApi(Server):
 
     @classmethod
     def missing(cls) -> str:
-        return _missing("fastapi", "uvicorn", "aiohttp")
+        return missing_packages("fastapi", "uvicorn", "aiohttp")
 
     @classmethod
     def version(cls) -> str:
-        return _versions("fastapi", "uvicorn", "aiohttp")
+        return versions_of("fastapi", "uvicorn", "aiohttp")
 
     def command(self) -> list[str]:
         return python(
@@ -66,11 +66,11 @@ class Worker(Server):
 
     @classmethod
     def missing(cls) -> str:
-        return cls.broker_type.missing() or _missing(*cls.packages)
+        return cls.broker_type.missing() or missing_packages(*cls.packages)
 
     @classmethod
     def version(cls) -> str:
-        return _versions(*cls.packages)
+        return versions_of(*cls.packages)
 
     def make_broker(self, folder: Path) -> Server:
         """The broker, not started."""
@@ -164,7 +164,7 @@ class NatsStreams(Nats):
 
     @classmethod
     def missing(cls) -> str:
-        return super().missing() or _missing("nats-py")
+        return super().missing() or missing_packages("nats-py")
 
     def command(self) -> list[str]:
         return [*super().command(), "--jetstream", "--store_dir", str(self.folder)]
@@ -177,7 +177,7 @@ class RedisStreams(RedisDurable):
 
     @classmethod
     def missing(cls) -> str:
-        return super().missing() or _missing("redis")
+        return super().missing() or missing_packages("redis")
 
 
 class HubWorker(Worker):

@@ -72,9 +72,9 @@ class Hub(Server):
             self.port = int(found[1])
         return found is not None
 
-    def create(self, paths: list[str], content_type: str, durability: str) -> None:
-        """Create streams (``fsync``, ``async`` or ``memory``)."""
-        self._each("PUT", [(f"/v1/stream/{path}", b"") for path in paths],
+    def create(self, paths: list[str], content_type: str, durability: str, body: bytes = b"") -> None:
+        """Create streams (``fsync``, ``async`` or ``memory``), with a record each if `body` is one."""
+        self._each("PUT", [(f"/v1/stream/{path}", body) for path in paths],
                    {"Content-Type": content_type, "Stream-Durability": durability})  # fmt: skip
 
     def fill(self, path: str, size: int, piece: int = 1 << 20) -> None:
@@ -82,6 +82,11 @@ class Hub(Server):
         body = os.urandom(min(piece, size))
         pieces = [(f"/v1/stream/{path}", body[: min(piece, size - at)]) for at in range(0, size, piece)]
         self._each("POST", pieces, {"Content-Type": BYTES})
+
+    def make_groups(self, names: list[str], stream: str) -> None:
+        """Create groups that read one stream."""
+        body = b'{"streams": ["%s"]}' % stream.encode()
+        self._each("PUT", [(f"/v1/group/{name}", body) for name in names], {"Content-Type": JSON})
 
     def submit(self, service: str) -> str:
         """Call a service and do not wait for it; the path of the call."""

@@ -31,19 +31,22 @@ class Scale:
     appenders: int
     append_bytes: int
     streams: int
+    glob_streams: int
     getters: int
     in_flight: int
+    groups: int
+    group_records: int
     large_bytes: int
     peers: bool
 
 
 FULL = Scale(
     repetitions=3, seconds=3.0, followers=1000, followers_idle=10_000, followers_slow=20, appenders=256, append_bytes=100,
-    streams=1000, getters=64, in_flight=64, large_bytes=1 << 30, peers=True,
+    streams=1000, glob_streams=10_000, getters=64, in_flight=64, groups=1000, group_records=150_000, large_bytes=1 << 30, peers=True,
 )  # fmt: skip
 QUICK = Scale(
-    repetitions=1, seconds=0.3, followers=50, followers_idle=50, followers_slow=2, appenders=16, append_bytes=100, streams=50,
-    getters=8, in_flight=8, large_bytes=8 << 20, peers=False,
+    repetitions=1, seconds=0.3, followers=50, followers_idle=50, followers_slow=2, appenders=16, append_bytes=100, streams=50, glob_streams=50,
+    getters=8, in_flight=8, groups=20, group_records=2000, large_bytes=8 << 20, peers=False,
 )  # fmt: skip
 
 

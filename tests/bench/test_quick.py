@@ -12,6 +12,7 @@ from bench.__main__ import main
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # a minute on two idle cores: it starts some thirty processes, one after the other
 def test_every_measure_gives_a_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`python -m bench --quick` ends with 0, which it does only where each measure has a figure."""
     if shutil.which("gcc") is None or shutil.which("taskset") is None:
