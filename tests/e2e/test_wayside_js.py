@@ -503,6 +503,7 @@ def test_the_example(chromium: Browser, start_hub: Callable[..., Hub]) -> None:
     hub = start_hub("examples.chat.app:hub")
     chromium.evaluate(f"goto {(ROOT / 'examples' / 'chat' / 'index.html').as_uri()}?hub={hub.url}")
     chromium.evaluate("sessionStorage.clear()")
+    eventually(lambda: chromium.evaluate("!document.querySelector('#send').disabled"), "a connection")
     chromium.evaluate("void (document.querySelector('input').value = 'Well?')")
     chromium.evaluate("document.querySelector('#send').click()")
     said = "document.querySelector('article:last-of-type').textContent"
