@@ -311,7 +311,10 @@ async def test_a_hub_is_killed_while_a_record_dies(tmp_path: Path, point: str) -
     try:
         await processes[0].serves(url)
         async with httpx.AsyncClient(timeout=30) as client:
-            await client.put(f"{url}/v1/stream/work/a", headers={"Content-Type": "application/json"}, content="[0,1,2]")
+            stream = "work/a"
+            await client.put(
+                f"{url}/v1/stream/{stream}", headers={"Content-Type": "application/json"}, content="[0,1,2]"
+            )
             settings = {**GROUPS[ORDERED], "lease_s": 600}
             assert (await client.put(f"{url}/v1/group/{ORDERED}", json=settings)).status_code == 201
             claimed = (await client.post(f"{url}/v1/group/{ORDERED}/claim", json={"max": 3})).json()
