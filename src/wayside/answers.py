@@ -6,12 +6,14 @@ was when the request came, so that any length takes the same memory.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Callable
 from functools import partial
 
-from wayside.contracts import Log, StreamView
+from wayside.contracts import Log, Stay, StreamView
+from wayside.errors import NotFound
 from wayside.exchange import Exchange, member_of
 from wayside.model import Batch
 from wayside.policies import Policy
@@ -120,3 +122,56 @@ def cursor_after(given: str | None) -> int:
     if given is None or not (given.isascii() and given.isdecimal()) or len(given) > 15 or int(given) < now:
         return now
     return int(given) + max(1, random.randint(1, 3600) // CURSOR_INTERVAL_S)
+
+
+class HeldRead:
+    """A read with nothing to give yet: it is answered when there is something, when its time is over, or when the hub
+    stops. A pattern says how, in ``answer``."""
+
+    __slots__ = ("_forget", "_release", "_timer", "exchange", "log", "policy", "position", "stay", "stream")
+
+    pattern = ""
+
+    def __init__(
+        self, exchange: Exchange, log: Log, stream: StreamView, position: int, policy: Policy | None, stay: Stay | None
+    ) -> None:
+        self.exchange = exchange
+        self.log = log
+        self.stream = stream
+        self.position = position
+        self.policy = policy
+        self.stay = stay
+        self._release: Callable[[], None] | None = None
+
+    def answer(self) -> None:
+        """Give what there is now."""
+        raise NotImplementedError
+
+    def wait(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._end)
+        self._forget = self.stream.wait(self._woken)
+        if self.stay is not None:
+            self._release = self.stay.hold(self.pattern)
+        self.exchange.on_lost = self._leave
+        self.exchange.on_drain = self._end
+
+    def _woken(self) -> None:
+        stream = self.stream
+        if stream.deleted:
+            self._leave()
+            self.exchange.refuse(NotFound(f"{stream.path} was deleted.", fields={"stream": stream.path}))
+        elif stream.tail > self.position or stream.closed:
+            self._end()
+        else:
+            self._forget = stream.wait(self._woken)
+
+    def _leave(self) -> None:
+        self._timer.cancel()
+        self._forget()
+        if self._release is not None:
+            self._release()
+
+    def _end(self) -> None:
+        self._leave()
+        self.exchange.on_drain = None
+        self.answer()

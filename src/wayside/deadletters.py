@@ -10,9 +10,11 @@ from typing import Any
 import msgspec
 import structlog
 
+from wayside.asking import asked
 from wayside.contracts import Clock, Done, Log, StreamView
 from wayside.errors import Conflict, Refusal
 from wayside.groupreading import Single
+from wayside.guard import report
 from wayside.model import JSON, Append, Create, Meta, Offset, StreamConfig
 from wayside.settling import Settling
 from wayside.state.groupevents import (
@@ -70,9 +72,11 @@ class Burying(Settling):
                 if await self._buried(partition, waiting):
                     self.stuck = ""
                     break
-            except Refusal as refusal:
-                self.stuck = f"{partition.path} {position}: {refusal.detail}"
-                _log.warning("not-dead-lettered", group=self.name, stream=partition.path, error=refusal.detail)
+            except Exception as error:
+                if not isinstance(error, Refusal):
+                    report(error, self._bury)
+                self.stuck = f"{partition.path} {position}: {error}"
+                _log.warning("not-dead-lettered", group=self.name, stream=partition.path, error=str(error))
                 await asyncio.sleep(STUCK_S)
         self._burying.discard(at)
 
@@ -94,7 +98,8 @@ class Burying(Settling):
         if partition.waiting.get(position) is not waiting or not self.open:
             return True
         if isinstance(single, bool):
-            self.journal.note(event)  # it is nowhere to be had
+            _log.warning("dead-letter-gone", group=self.name, stream=partition.path, position=position)
+            self.journal.note(event)  # it is nowhere to be had: expired, or let go
             self.keep_hold(partition)
             self.wake()
             return True
@@ -103,7 +108,7 @@ class Burying(Settling):
         grave = self._find(target)
         if grave is None:
             with contextlib.suppress(Conflict):  # somebody was faster
-                await _settled(lambda done: self.log.create(target, Create(StreamConfig(kind)), done))
+                await asked(lambda done: self.log.create(target, Create(StreamConfig(kind)), done))
             grave = self._find(target)
         if grave is None:
             await asyncio.sleep(0.001)  # it is being made
@@ -161,11 +166,3 @@ def _letter(
         "wayside-dead-reason": waiting.reason,
     }
     return data, Meta(headers, "", own.key if own else "")
-
-
-async def _settled(begin: Callable[[Done], None]) -> None:
-    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    begin(lambda result: None if future.done() else future.set_result(result))
-    result = await future
-    if isinstance(result, Exception):
-        raise result

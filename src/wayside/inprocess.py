@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
 import msgspec
 
+from wayside.asking import asked
 from wayside.client.aio import Client, PolicyName
 from wayside.contracts import StreamView
 from wayside.delaying import Delaying, Held, Item
@@ -34,7 +34,7 @@ from wayside.model import (
 from wayside.policies import policy_of
 from wayside.presence import Presence, PresenceEvent, Presences
 
-__all__ = ["InProcess", "settled"]
+__all__ = ["InProcess"]
 
 
 class InProcess:
@@ -95,7 +95,7 @@ class InProcess:
                 explicit.add(name)
         require_public(stream)
         await self.start()
-        created = await settled(lambda done: self.log.create(stream, Create(config, frozenset(explicit)), done))
+        created = await asked(lambda done: self.log.create(stream, Create(config, frozenset(explicit)), done))
         info: StreamInfo = created.info
         return info
 
@@ -135,9 +135,9 @@ class InProcess:
             append.meta = self.delaying.meta(said)
             if delay:
                 append.content_type = view.config.content_type
-                await settled(partial(self.delaying.append_later, stream, append, delay))
+                await asked(partial(self.delaying.append_later, stream, append, delay))
                 return ""
-        result: Appended = await settled(lambda done: self.log.append(stream, append, done))
+        result: Appended = await asked(lambda done: self.log.append(stream, append, done))
         return str(result.offset)
 
     async def publish_all(self, publications: Iterable[Publication]) -> list[Published]:
@@ -154,7 +154,7 @@ class InProcess:
             record = _encode(await self._made(publication.stream), publication.data)
             append = Append(b"", records=[record], meta=self.delaying.meta(publication.said))
             items.append(Item(publication.stream, append, publication.delay))
-        results: list[Appended | Held] = await settled(partial(self.delaying.append_all, items))
+        results: list[Appended | Held] = await asked(partial(self.delaying.append_all, items))
         return [
             Published("", result.duplicate, rfc3339(result.due_ms))
             if isinstance(result, Held)
@@ -195,9 +195,7 @@ class InProcess:
                 yield theirs
             return
         globbed = is_glob(stream)
-        view: StreamView = (
-            self.log.find(stream) if not globbed else await settled(partial(self.log.union, Glob(stream)))
-        )
+        view: StreamView = self.log.find(stream) if not globbed else await asked(partial(self.log.union, Glob(stream)))
         position = (
             view.start if offset == "-1" else view.tail if offset == "now" else view.resolve(Offset.parse(offset))
         )
@@ -240,14 +238,14 @@ class InProcess:
         """Nothing can be appended any more; followers end. Returns the last offset."""
         require_public(stream)
         await self.start()
-        result: Appended = await settled(lambda done: self.log.append(stream, Append(b"", close=True), done))
+        result: Appended = await asked(lambda done: self.log.append(stream, Append(b"", close=True), done))
         return str(result.offset)
 
     async def delete(self, stream: str) -> None:
         """Delete a stream and its records."""
         require_public(stream)
         await self.start()
-        await settled(lambda done: self.log.delete(stream, done))
+        await asked(lambda done: self.log.delete(stream, done))
 
     async def info(self, stream: str) -> StreamInfo:
         """What a stream is now."""
@@ -275,19 +273,3 @@ def _encode(stream: StreamView, record: Any) -> bytes:
     if not data:
         raise BadRequest("A record is empty: there is nothing to append.", code="empty-append")
     return data
-
-
-async def settled(begin: Callable[[Callable[[Any], None]], None]) -> Any:
-    """Await what is told to a callback."""
-    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-    def done(result: Any) -> None:
-        if future.cancelled():
-            return
-        if isinstance(result, Exception):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
-
-    begin(done)
-    return await future

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -266,3 +268,29 @@ async def test_a_record_that_only_its_copy_is_left_of(
     again = await lasting.member("again")
     assert [held.data for held in again.got] == [b"precious"]
     assert (await again.ack(*again.got)).acked == 1
+
+
+async def test_a_mistake_of_ours_is_told_and_the_record_is_moved_all_the_same(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong between the last failure and the dead letter: the record is not forgotten."""
+    reported: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context["exception"]))
+    monkeypatch.setattr("wayside.deadletters.STUCK_S", 0.0)
+    await numbers(stage, 1)
+    group = await stage.put(retries=0, dead_letter="dead")
+    journal = group.journal
+    transact, broken = journal.transact, [RuntimeError("of ours")]
+
+    def once(*arguments: Any) -> None:
+        if broken:
+            raise broken.pop()
+        transact(*arguments)
+
+    monkeypatch.setattr(journal, "transact", once)
+    member = await stage.member()
+    await member.nack(member.got[0])
+    await until(lambda: group.journal.state.counts["dead"])
+    assert [str(error) for error in reported] == ["of ours"]
+    await until(lambda: stage.log.find("dead").tail)
+    assert await read_records(stage.log, "dead") == [b"0"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
 
-from wayside.contracts import Done, StreamView
+from wayside.contracts import StreamView
 from wayside.envelopes import wrap
 from wayside.log.stream import Stream
 from wayside.log.tables import END
@@ -107,18 +105,3 @@ def entries_of(at: int, refs: list[Reference]) -> list[Entry]:
         entries.append(Entry(at, refs[start : start + REFERENCES_MAX]))
         at += sum([ref.length for ref in entries[-1].refs])
     return entries
-
-
-async def asked(begin: Callable[[Done], None]) -> Any:
-    """What is told to a callback."""
-    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-    def done(result: Any) -> None:
-        if not future.done():
-            future.set_result(result)
-
-    begin(done)
-    result = await future
-    if isinstance(result, Exception):
-        raise result
-    return result

@@ -20,11 +20,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import partial
 
+from wayside.asking import asked
 from wayside.contracts import Clock, Done, Log, StreamView
 from wayside.errors import Gone, NotFound, Overloaded
 from wayside.globs import Glob
 from wayside.guard import guarded, report
-from wayside.log.references import Entry, Reference, View, asked, decode, encode, entries_of, enveloped, held, reached
+from wayside.log.references import Entry, Reference, View, decode, encode, entries_of, enveloped, held, reached
 from wayside.log.rows import StreamRow
 from wayside.log.stream import Stream
 from wayside.log.tail import Tally
@@ -65,8 +66,7 @@ class Union:
         self._overhead = 0
         """Of each of its records."""
         self._limit = INDEX_BYTES_MAX
-        self._ats = array("q")
-        self._places = array("q")
+        self._ats, self._places = array("q"), array("q")
         """Of each entry, in order: the union's position where it begins, and its own in the index."""
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._fresh: list[Reference] = []

@@ -5,16 +5,14 @@ It is asked for by ``Accept: application/vnd.wayside.records+json``; it may wait
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from wayside.answers import head_fields
+from wayside.answers import HeldRead, head_fields
 from wayside.contracts import Log, Stay, StreamView
-from wayside.errors import NotFound
 from wayside.exchange import Exchange, policy_for, position_of
 from wayside.model import Batch
 from wayside.policies import Policy
@@ -41,7 +39,7 @@ def read(
     if position < stream.tail or stream.closed or seconds <= 0:
         _answer(exchange, log, stream, position, policy)
     else:
-        _Wait(exchange, log, stream, position, policy, stay).begin(seconds)
+        _Wait(exchange, log, stream, position, policy, stay).wait(seconds)
 
 
 def _answer(exchange: Exchange, log: Log, stream: StreamView, position: int, policy: Policy | None) -> None:
@@ -51,54 +49,13 @@ def _answer(exchange: Exchange, log: Log, stream: StreamView, position: int, pol
     log.follow(stream, position, _Details(exchange.framing[1]), sink, PATTERN, until=stream.tail, policy=policy)
 
 
-class _Wait:
-    __slots__ = ("_exchange", "_forget", "_log", "_policy", "_position", "_release", "_stay", "_stream", "_timer")
+class _Wait(HeldRead):
+    __slots__ = ()
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        log: Log,
-        stream: StreamView,
-        position: int,
-        policy: Policy | None,
-        stay: Stay | None,
-    ) -> None:
-        self._exchange = exchange
-        self._log = log
-        self._stream = stream
-        self._position = position
-        self._policy = policy
-        self._stay = stay
-        self._release: Callable[[], None] | None = None
+    pattern = PATTERN
 
-    def begin(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._end)
-        self._forget = self._stream.wait(self._woken)
-        if self._stay is not None:
-            self._release = self._stay.hold(PATTERN)
-        self._exchange.on_lost = self._leave
-        self._exchange.on_drain = self._end
-
-    def _woken(self) -> None:
-        stream = self._stream
-        if stream.deleted:
-            self._leave()
-            self._exchange.refuse(NotFound(f"{stream.path} was deleted.", fields={"stream": stream.path}))
-        elif stream.tail > self._position or stream.closed:
-            self._end()
-        else:
-            self._forget = stream.wait(self._woken)
-
-    def _leave(self) -> None:
-        self._timer.cancel()
-        self._forget()
-        if self._release is not None:
-            self._release()
-
-    def _end(self) -> None:
-        self._leave()
-        self._exchange.on_drain = None
-        _answer(self._exchange, self._log, self._stream, self._position, self._policy)
+    def answer(self) -> None:
+        _answer(self.exchange, self.log, self.stream, self.position, self.policy)
 
 
 class _Details:

@@ -16,13 +16,14 @@ import re
 import secrets
 import time
 import zlib
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import msgspec
 
+from wayside.asking import asked
 from wayside.contracts import Log, StreamView
 from wayside.errors import (
     BadRequest,
@@ -189,8 +190,8 @@ class Uploads:
         facts = msgspec.json.encode(_Facts(length, metadata, time.time_ns() // 1_000_000))
         companion = Create(StreamConfig(JSON, ttl_s=self.ttl_s), body=facts)
         await asyncio.gather(
-            _committed(partial(log.create, _path(identity), Create(config, closed=length == 0))),
-            _committed(partial(log.create, _companion(identity), companion)),
+            asked(partial(log.create, _path(identity), Create(config, closed=length == 0))),
+            asked(partial(log.create, _companion(identity), companion)),
         )
         upload = await self._find(identity)
         offset = await self._take(exchange, filling, upload, checksum) if filled else 0
@@ -246,7 +247,7 @@ class Uploads:
     async def _delete(self, exchange: Exchange, identity: str) -> None:
         await self._find(identity)
         await asyncio.gather(
-            *[_committed(partial(self._log.delete, path)) for path in (_path(identity), _companion(identity))]
+            *[asked(partial(self._log.delete, path)) for path in (_path(identity), _companion(identity))]
         )
         exchange.respond(204, _RESUMABLE)
 
@@ -299,7 +300,7 @@ class Uploads:
                 code="upload-length-invalid",
             )
         record = msgspec.json.encode(_Facts(length))
-        await _committed(partial(self._log.append, _companion(upload.identity), Append(record, JSON)))
+        await asked(partial(self._log.append, _companion(upload.identity), Append(record, JSON)))
         return _Upload(upload.identity, upload.stream, length, upload.metadata)
 
     async def _take(
@@ -319,7 +320,7 @@ class Uploads:
         closes = end == upload.length and not upload.stream.closed
         if end > offset or closes:
             append = Append(body, BYTES, closes, seq_of(offset) if end > offset else None)
-            await _committed(partial(self._log.append, upload.stream.path, append))
+            await asked(partial(self._log.append, upload.stream.path, append))
         return end
 
     def _state(self, upload: _Upload, offset: int) -> bytes:
@@ -341,22 +342,6 @@ def _companion(identity: str) -> str:
 def _at(upload: _Upload, streams: str) -> bytes:
     """Where the bytes can be read, and what to name as an argument of a call."""
     return f"Wayside-Stream: {streams}{upload.stream.path}\r\n".encode("latin-1", "replace")
-
-
-async def _committed(begin: Callable[[Callable[[Any], None]], None]) -> Any:
-    """Await what is told to a callback."""
-    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-    def done(result: Any) -> None:
-        if future.cancelled():
-            return
-        if isinstance(result, Exception):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
-
-    begin(done)
-    return await future
 
 
 def _not_found(identity: str) -> NotFound:
