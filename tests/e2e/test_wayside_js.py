@@ -198,13 +198,13 @@ def test_a_call_that_was_submitted(client: Browser) -> None:
     assert client.evaluate(
         "hub.submit('sleep', 'one', {query: {seconds: 0.3}}).then((c) => (globalThis.call = c).url)"
     ) == (client.evaluate("hub.url") + "/v1/call/" + client.evaluate("call.id"))
-    assert client.evaluate("call.wait(20).then((s) => [s.state, s.ended])") == ["running", False]
     assert client.evaluate("hub.get(call.id).wait(20000).then((s) => [s.state, s.ended])") == ["done", True]
     assert client.evaluate("call.result()") == "one"
     assert client.evaluate(
         "hub.submit('reverse', new Uint8Array([1, 2])).then((c) => c.result()).then((b) => [...b])"
     ) == [2, 1]
     assert client.evaluate("hub.submit('sleep', 'two', {query: {seconds: 60}}).then((c) => (globalThis.call = c).id)")
+    assert client.evaluate("call.wait(20).then((s) => [s.state, s.ended])") == ["running", False]
     assert client.evaluate("attempt(call.result({timeout: 30}))")["code"] == "call-timeout"
     assert client.evaluate("call.cancel().then((s) => s.state)") == "cancelled"
     assert client.evaluate("attempt(call.result())")["code"] == "call-cancelled"
