@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from tests.support import read_records, turns
-from wayside import frames as f
-from wayside.codecs import Payload
-from wayside.log.embedded import EmbeddedLog
-from wayside.state.calls import Call, Request
-from wayside.state.queues import worker_name
+from wayside.calls.call import Call, Request
+from wayside.calls.queue import worker_name
+from wayside.core.codecs import Payload
+from wayside.link import frames as f
+from wayside.storage.embedded.log import EmbeddedLog
 from wayside.testing import TestHub
 
 Key = tuple[str, int]

@@ -10,16 +10,15 @@ import msgspec
 
 from tests.clock import ManualClock
 from tests.support import Answer, Disk, publish, turns, until
-from wayside.deliveries import Ack, Extend, Nack, Part, Publish, Settled, Settlement
-from wayside.group import Group
-from wayside.groupreading import Reading
-from wayside.groups import Groups
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import Meta
-from wayside.state.groupevents import GroupSpec, decode_snapshot, encode
-from wayside.state.groups import GroupState
-from wayside.state.members import Member
-from wayside.state.timers import Timers
+from wayside.core.records import Meta
+from wayside.core.schedule import Timers
+from wayside.groups.events import GroupSpec, decode_snapshot, encode
+from wayside.groups.group import Group
+from wayside.groups.reading import Reading
+from wayside.groups.registry import Groups
+from wayside.groups.state import GroupState, Member
+from wayside.link.frames import Ack, Extend, Nack, Part, Publish, Settled, Settlement
+from wayside.storage.embedded.log import EmbeddedLog
 
 __all__ = ["Held", "Puppet", "Stage", "again", "facts"]
 

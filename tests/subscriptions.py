@@ -10,10 +10,10 @@ import msgspec
 
 from tests.support import Answer as Told
 from tests.support import until
-from wayside.posting import Answer
-from wayside.state.subscriptions import Config, Kind, Subscription
-from wayside.subscriptions import Confirmed, Work
 from wayside.testing import TestHub
+from wayside.webhooks.post import Answer
+from wayside.webhooks.subscription import Config, Kind, Subscription
+from wayside.webhooks.subscriptions import Confirmed, Work
 
 BASE = "http://hub/v1/stream/"
 LEASE_S = 10.0

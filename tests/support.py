@@ -17,11 +17,9 @@ from typing import Any
 import pytest
 
 from tests.clock import ManualClock
-from wayside.contracts import Reader, StreamView
-from wayside.errors import StoreFull
-from wayside.limits import Limits
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import (
+from wayside.core.errors import StoreFull
+from wayside.core.limits import Limits
+from wayside.core.records import (
     JSON,
     Append,
     Appended,
@@ -35,6 +33,8 @@ from wayside.model import (
     Spool,
     StreamConfig,
 )
+from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.contract import Reader, StreamView
 
 TEXT = "text/plain; charset=utf-8"
 BYTES = "application/octet-stream"

@@ -4,19 +4,19 @@ A record is written once, to a durable stream; every reader picks its own way to
 """
 
 from wayside import sync
-from wayside.client.aio import CallHandle, Client
-from wayside.client.channels import Channels, WebSocket
-from wayside.client.deliveries import Delivery
+from wayside.calls.runner import Call
+from wayside.client.client import CallHandle, Client
+from wayside.client.connection import Channels, WebSocket
+from wayside.client.delivery import Delivery
 from wayside.client.groups import GroupMember
+from wayside.client.subscriber import Reject, Retry
 from wayside.client.values import CallEvent, CallStatus
-from wayside.errors import CallCancelled, CallFailed, CallTimedOut, LeaseFenced, Refusal, UnknownOutcome
+from wayside.core.errors import CallCancelled, CallFailed, CallTimedOut, LeaseFenced, Refusal, UnknownOutcome
+from wayside.core.limits import Limits
+from wayside.core.metadata import Publication, Published
+from wayside.core.records import Durability, Record, StreamInfo
+from wayside.core.signature import Upload
 from wayside.hub import Hub
-from wayside.limits import Limits
-from wayside.metadata import Publication, Published
-from wayside.model import Durability, Record, StreamInfo
-from wayside.signature import Upload
-from wayside.subscribing import Reject, Retry
-from wayside.worker import Call
 
 __all__ = [
     "Call",

@@ -1,5 +1,5 @@
 """``python -m wayside`` is the ``wayside`` command."""
 
-from wayside.cli import main
+from wayside.cli.main import main
 
 main()

@@ -15,37 +15,34 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wayside.calls import Calls
-from wayside.client.aio import CallHandle, Client
-from wayside.client.channels import Channels, Local
-from wayside.contracts import Clock, SystemClock
-from wayside.delaying import Delaying
-from wayside.errors import BadRequest
-from wayside.grouppush import GroupPush
-from wayside.groups import Groups
-from wayside.http.asgi import AsgiApp
-from wayside.http.operations import Operations
-from wayside.http.routes import Routes
-from wayside.http.server import Server
+from wayside.calls.housekeeping import Keeping
+from wayside.calls.queue import ServiceSpec
+from wayside.calls.runner import Call, Handler
+from wayside.calls.services import Calls
+from wayside.calls.workers import Leases, LocalWorker
+from wayside.client.client import CallHandle, Client
+from wayside.client.connection import Channels, Local
+from wayside.client.subscriber import Subscribers, Subscribing, Subscription
+from wayside.core.clock import Clock, SystemClock
+from wayside.core.errors import BadRequest
+from wayside.core.limits import Limits
+from wayside.core.records import require_public
+from wayside.groups.registry import Groups
+from wayside.groups.webhook import GroupPush
 from wayside.inprocess import InProcess
-from wayside.keeping import Keeping
-from wayside.leases import Leases
-from wayside.limits import Limits
-from wayside.local import LocalWorker
-from wayside.log.embedded import EmbeddedLog
-from wayside.log.files import CHECKED_VFS
-from wayside.model import (
-    require_public,
-)
-from wayside.patterns.multiplexing import Connections
-from wayside.posting import Direct
-from wayside.presence import Presence
-from wayside.state.queues import ServiceSpec
-from wayside.subscribing import Subscribers, Subscribing, Subscription
-from wayside.subscriptions import Subscriptions
-from wayside.wakes import Poster
-from wayside.webhooks import Webhooks
-from wayside.worker import Call, Handler
+from wayside.server.http.asgi import AsgiApp
+from wayside.server.http.listener import Server
+from wayside.server.http.metrics import Operations
+from wayside.server.http.routes import Routes
+from wayside.server.patterns.multiplexing import Connections
+from wayside.storage.embedded.files import CHECKED_VFS
+from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.delayed import Delaying
+from wayside.streams.presence import Presence
+from wayside.webhooks.post import Direct
+from wayside.webhooks.standard import Webhooks
+from wayside.webhooks.subscriptions import Subscriptions
+from wayside.webhooks.wakes import Poster
 
 __all__ = ["Hub", "package_version"]
 
@@ -367,17 +364,17 @@ class Hub(InProcess, Subscribing):
             yield record.data
 
     async def call(self, service: str, *arguments: Any, **options: Any) -> Any:
-        """Call a service and wait for its result: :meth:`wayside.client.aio.Client.call`."""
+        """Call a service and wait for its result: :meth:`wayside.client.client.Client.call`."""
         await self.start()
         return await self.client.call(service, *arguments, **options)
 
     async def submit(self, service: str, *arguments: Any, **options: Any) -> CallHandle:
-        """Have a service called, and be given its handle: :meth:`wayside.client.aio.Client.submit`."""
+        """Have a service called, and be given its handle: :meth:`wayside.client.client.Client.submit`."""
         await self.start()
         return await self.client.submit(service, *arguments, **options)
 
     async def stream(self, service: str, *arguments: Any, **options: Any) -> AsyncIterator[Any]:
-        """Call a service that yields: :meth:`wayside.client.aio.Client.stream`."""
+        """Call a service that yields: :meth:`wayside.client.client.Client.stream`."""
         await self.start()
         async for item in self.client.stream(service, *arguments, **options):
             yield item

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
 import msgspec
 
-from wayside.asking import asked
-from wayside.client.aio import Client, PolicyName
-from wayside.contracts import StreamView
-from wayside.delaying import Delaying, Held, Item
-from wayside.envelopes import unwrap
-from wayside.errors import BadRequest, NotFound
-from wayside.globs import Glob, is_glob
-from wayside.inlet import Batches, Inlet
-from wayside.log.embedded import EmbeddedLog
-from wayside.metadata import NOTHING, Publication, Published, Said, rfc3339
-from wayside.model import (
+from wayside.client.client import Client, PolicyName
+from wayside.core.callbacks import asked
+from wayside.core.errors import BadRequest, Lagged, NotFound
+from wayside.core.globs import Glob, is_glob
+from wayside.core.metadata import NOTHING, Publication, Published, Said, rfc3339
+from wayside.core.policies import policy_of
+from wayside.core.records import (
     JSON,
     Append,
     Appended,
+    Batch,
     Create,
     Durability,
     Meta,
@@ -31,10 +30,96 @@ from wayside.model import (
     StreamInfo,
     require_public,
 )
-from wayside.policies import policy_of
-from wayside.presence import Presence, PresenceEvent, Presences
+from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.contract import Reader, StreamView
+from wayside.streams.delayed import Delaying, Held, Item
+from wayside.streams.presence import Presence, PresenceEvent, Presences
+from wayside.streams.union import unwrap
 
-__all__ = ["InProcess"]
+__all__ = ["Batches", "InProcess", "Inlet"]
+
+
+READ_AHEAD = 64 * 1024
+"""Bytes that an in-process reader holds before its follower pauses."""
+
+
+class Batches:
+    """Encoding of an in-process reader: none."""
+
+    key = "batches"
+    heartbeat = None
+
+    def encode(self, _stream: StreamView, batches: list[Batch]) -> list[Batch]:
+        return batches
+
+    def caught_up(self, _stream: StreamView, _position: int) -> None:
+        return None
+
+    def end(self, _stream: StreamView, _position: int, _reason: str, _told: bool) -> None:
+        return None
+
+
+class Inlet:
+    """Sink of an in-process reader."""
+
+    def __init__(self) -> None:
+        self.paused = False
+        self._reader: Reader | None = None
+        self._held: deque[Batch] = deque()
+        self._size = 0
+        self._changed = asyncio.Event()
+        self._ended = False
+        self._error: Exception | None = None
+
+    @property
+    def send(self) -> Callable[[list[Batch]], int | None]:
+        return self.write
+
+    def queue(self, frame: list[Batch], sent: int) -> None:
+        raise AssertionError("write takes everything")
+
+    def attach(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def write(self, batches: list[Batch]) -> None:
+        self._held.extend(batches)
+        self._size += sum(batch.size for batch in batches)
+        if self._size > READ_AHEAD and not self.paused:
+            self.paused = True
+            if self._reader is not None:
+                self._reader.pause()
+        self._changed.set()
+
+    def finish(self, reason: str) -> None:
+        if reason == "lagged":
+            self._error = Lagged("This reader was too far behind. Read on from its last offset, or afresh from now.")
+        self._ended = True
+        self._changed.set()
+
+    def abort(self, error: Exception) -> None:
+        self._error = error
+        self._changed.set()
+
+    def stop(self) -> None:
+        if self._reader is not None:
+            self._reader.stop()
+
+    async def batches(self) -> AsyncIterator[Batch]:
+        while True:
+            while self._held:
+                batch = self._held.popleft()
+                self._size -= batch.size
+                if self.paused and self._size <= READ_AHEAD // 4:
+                    self.paused = False
+                    if self._reader is not None:
+                        self._reader.pump()
+                yield batch
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                return
+            self._changed.clear()
+            await self._changed.wait()
 
 
 class InProcess:
@@ -183,7 +268,7 @@ class InProcess:
         member: str = "",
     ) -> AsyncIterator[Record]:
         """Records from ``offset`` (``-1``: the start, ``now``: the tail) on; with ``follow``, as they come, until the
-        stream is closed; ``policy`` and ``member`` as of :meth:`wayside.client.aio.Client.read`. A glob such as ``orders/**`` reads all
+        stream is closed; ``policy`` and ``member`` as of :meth:`wayside.client.client.Client.read`. A glob such as ``orders/**`` reads all
         streams that it matches: each record says its ``stream``. Raises ``NotFound``, ``Gone``,
         ``Lagged`` or ``BadRequest``."""
         await self.start()
@@ -224,12 +309,12 @@ class InProcess:
         return stay.hold("in-process")
 
     async def presence(self, stream: str) -> Presences:
-        """Who is present at a stream: :meth:`wayside.client.aio.Client.presence`."""
+        """Who is present at a stream: :meth:`wayside.client.client.Client.presence`."""
         await self.start()
         return await self.client.presence(stream)
 
     async def presence_events(self, stream: str, offset: str = "-1") -> AsyncIterator[PresenceEvent]:
-        """Joins and leaves at a stream: :meth:`wayside.client.aio.Client.presence_events`."""
+        """Joins and leaves at a stream: :meth:`wayside.client.client.Client.presence_events`."""
         await self.start()
         async for event in self.client.presence_events(stream, offset):
             yield event

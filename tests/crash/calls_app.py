@@ -21,12 +21,12 @@ from typing import Any
 import uvloop
 
 from wayside import Call, Hub, Limits
-from wayside.client.channels import Unreachable
-from wayside.client.remote import Remote
-from wayside.errors import BadRequest
-from wayside.process import configure_logs, leave, stop_event
-from wayside.serving import serve
-from wayside.state.queues import worker_name
+from wayside.calls.queue import worker_name
+from wayside.cli.process import configure_logs, leave, stop_event
+from wayside.cli.serve import serve_hub
+from wayside.client.connection import Unreachable
+from wayside.client.worker import Remote
+from wayside.core.errors import BadRequest
 
 LEASE_S = 1.0
 DRAIN_S = 0.4
@@ -179,7 +179,7 @@ async def run_hub(directory: str, port: int, executions: Executions) -> int:
     hub = Hub(f"file:{directory}", limits=Limits(lease_s=LEASE_S, drain_s=DRAIN_S))
     offer_local(hub, executions)
     executions.begin(hub.worker.worker.id)
-    return await serve(hub, "127.0.0.1", port, False)
+    return await serve_hub(hub, "127.0.0.1", port, False)
 
 
 async def run_worker(url: str, executions: Executions) -> int:

@@ -16,9 +16,9 @@ import httpx
 import wayside
 from tests.crash.calls_oracle import answer_of
 from wayside import CallCancelled, CallHandle, Client, Refusal, UnknownOutcome
-from wayside.client.aio import Via
-from wayside.errors import Conflict
-from wayside.state.requests import keyed_id
+from wayside.calls.call import keyed_id
+from wayside.client.client import Via
+from wayside.core.errors import Conflict
 
 WATCHED_MAX = 40
 """Calls that one client waits for at a time."""

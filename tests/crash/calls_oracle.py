@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wayside.state.requests import keyed_id
+from wayside.calls.call import keyed_id
 
 FINAL = ("done", "failed", "cancelled")
 

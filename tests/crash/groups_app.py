@@ -28,13 +28,13 @@ import uvloop
 import wayside
 from tests.crash.calls_processes import CRASHED
 from wayside import Client, Hub, Limits, Refusal
-from wayside.client.channels import Unreachable
-from wayside.client.deliveries import Delivery
-from wayside.errors import LeaseFenced, NotFound, UnknownOutcome
-from wayside.groupjournal import Journal, Kept
-from wayside.process import configure_logs, leave, stop_event
-from wayside.serving import serve
-from wayside.state.groupevents import Dead, Event
+from wayside.cli.process import configure_logs, leave, stop_event
+from wayside.cli.serve import serve_hub
+from wayside.client.connection import Unreachable
+from wayside.client.delivery import Delivery
+from wayside.core.errors import LeaseFenced, NotFound, UnknownOutcome
+from wayside.groups.events import Dead, Event
+from wayside.groups.journal import Journal, Kept
 
 LEASE_S = 1.0
 DRAIN_S = 0.4
@@ -345,7 +345,7 @@ def die_at(point: str) -> None:
 
 
 async def run_hub(directory: str, port: int) -> int:
-    return await serve(Hub(f"file:{directory}", limits=Limits(drain_s=DRAIN_S)), "127.0.0.1", port, False)
+    return await serve_hub(Hub(f"file:{directory}", limits=Limits(drain_s=DRAIN_S)), "127.0.0.1", port, False)
 
 
 def main(kind: str, where: str, *rest: str) -> None:

@@ -13,7 +13,7 @@ import httpx
 
 import wayside
 from wayside import Client, Refusal, UnknownOutcome
-from wayside.metadata import Publication
+from wayside.core.metadata import Publication
 
 STREAMS = ["work/a", "work/b", "work/later/c", "work/later/d", "work/e/f/g", "work/h"]
 EARLY = 2

@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from wayside.log.store import Store
+from wayside.storage.embedded.store import Store
 
 KILLS = int(os.environ.get("WAYSIDE_CRASH_KILLS", "100"))
 SEED = int(os.environ.get("WAYSIDE_CRASH_SEED", str(random.SystemRandom().randrange(1 << 32))))

@@ -19,8 +19,8 @@ import pytest
 import wayside
 from tests.e2e import application
 from tests.e2e.processes import PATIENCE_S, WAYSIDE, Hub, Program, Run, Worker, eventually
-from wayside.sync import BlockingClient
-from wayside.webhooks import verify
+from wayside.client.sync import BlockingClient
+from wayside.webhooks.standard import verify
 
 LISTENING = r"^listening on (http://127\.0\.0\.1:\d+)$"
 

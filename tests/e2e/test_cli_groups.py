@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.e2e.processes import WAYSIDE, Hub, Run, eventually
-from wayside.cli import cli
+from wayside.cli.main import cli
 
 Wayside = Callable[..., str]
 

@@ -15,7 +15,7 @@ import wayside
 from tests.e2e.processes import JS, ROOT, WAYSIDE, Hub, Run, events, eventually, node
 
 BYTES = "application/octet-stream"
-MODULE = ROOT / "src" / "wayside" / "browser" / "wayside.js"
+MODULE = ROOT / "src" / "wayside" / "client" / "browser" / "wayside.js"
 KILLS = 2
 
 

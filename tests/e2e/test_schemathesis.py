@@ -27,7 +27,7 @@ from google.protobuf import type_pb2
 
 from tests.e2e.processes import ROOT, Run
 from wayside import Call, Hub
-from wayside.errors import Conflict, NotFound
+from wayside.core.errors import Conflict, NotFound
 
 PATIENCE_S = 10.0
 SECONDS_MAX = 100.0

@@ -22,7 +22,7 @@ from examples.chat.app import pretend
 from tests.e2e.processes import CHROMIUM, JS, ROOT, WAYSIDE, Hub, Program, Publisher, Run, eventually, node, tool
 from tests.e2e.test_browser import Browser
 
-MODULE = ROOT / "src" / "wayside" / "browser" / "wayside.js"
+MODULE = ROOT / "src" / "wayside" / "client" / "browser" / "wayside.js"
 VIA = ("push", "sse", "long-poll", "poll")
 PAGE = """<!doctype html>
 <meta charset="utf-8">

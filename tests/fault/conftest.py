@@ -14,9 +14,9 @@ import uvloop
 from tests.fault.disk import Disk
 from tests.http.harness import Running
 from wayside import Limits
-from wayside.errors import Refusal
+from wayside.core.errors import Refusal
 from wayside.hub import Hub
-from wayside.log.files import CHECKED_VFS
+from wayside.storage.embedded.files import CHECKED_VFS
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import apsw
 
-from wayside.log.files import CHECKED_VFS, require_sqlite
+from wayside.storage.embedded.files import CHECKED_VFS, require_sqlite
 
 _numbers = itertools.count()
 

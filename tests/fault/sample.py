@@ -23,10 +23,10 @@ from tests.support import (
     settle,
     spool,
 )
-from wayside.errors import DamagedStore, NotFound
-from wayside.log import store
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import Durability
+from wayside.core.errors import DamagedStore, NotFound
+from wayside.core.records import Durability
+from wayside.storage.embedded import store
+from wayside.storage.embedded.log import EmbeddedLog
 
 DAMAGED = "damaged"
 

@@ -12,9 +12,9 @@ import apsw
 import pytest
 
 from tests.fault.sample import DAMAGED, Sample, fingerprint, make, use
-from wayside.log.check import check
-from wayside.log.files import CHECKED_VFS, DATABASE, LOCK, open_database
-from wayside.log.rows import chunk_crc
+from wayside.storage.embedded.check import check
+from wayside.storage.embedded.files import CHECKED_VFS, DATABASE, LOCK, open_database
+from wayside.storage.embedded.tables import chunk_crc
 
 pytestmark = pytest.mark.fault
 

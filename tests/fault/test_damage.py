@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.fault.sample import DAMAGED, Content, Sample, fingerprint, make, use
-from wayside.log.check import check
-from wayside.log.files import DATABASE, LOCK, PAGE_BYTES
+from wayside.storage.embedded.check import check
+from wayside.storage.embedded.files import DATABASE, LOCK, PAGE_BYTES
 
 pytestmark = pytest.mark.fault
 

@@ -15,9 +15,9 @@ from tests.fault.disk import Disk
 from tests.http.harness import BYTES, JSON, TEXT, Running, eventually
 from tests.http.wire import Malformed, Response
 from tests.support import patch_constants
-from wayside.errors import StoreUnusable
+from wayside.core.errors import StoreUnusable
 from wayside.hub import Hub
-from wayside.log.check import check
+from wayside.storage.embedded.check import check
 
 pytestmark = pytest.mark.fault
 

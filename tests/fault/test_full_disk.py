@@ -23,13 +23,13 @@ from tests.fault.sample import fingerprint
 from tests.http.harness import BYTES, JSON, TEXT, Running, eventually
 from tests.http.wire import Response, Wire
 from tests.support import Disk, append, create, creation, settle
-from wayside.errors import Gone, StoreFull
+from wayside.core.errors import Gone, StoreFull
+from wayside.core.records import Durability, StreamConfig
 from wayside.hub import Hub
-from wayside.log.check import check
-from wayside.log.files import DATABASE, PAGE_BYTES
-from wayside.log.rows import CreateStream, Put, StreamRow, Unit
-from wayside.log.store import Store
-from wayside.model import Durability, StreamConfig
+from wayside.storage.embedded.check import check
+from wayside.storage.embedded.files import DATABASE, PAGE_BYTES
+from wayside.storage.embedded.store import Store
+from wayside.storage.embedded.tables import CreateStream, Put, StreamRow, Unit
 
 pytestmark = pytest.mark.fault
 

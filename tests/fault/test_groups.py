@@ -18,8 +18,8 @@ from tests.fault.disk import failure
 from tests.groups import Puppet, Stage
 from tests.http.harness import JSON, Running, eventually
 from tests.support import BYTES, Disk, create, creation, read_records, retain_by_age, turns
-from wayside.errors import NotFound
-from wayside.log.check import check
+from wayside.core.errors import NotFound
+from wayside.storage.embedded.check import check
 
 pytestmark = pytest.mark.fault
 

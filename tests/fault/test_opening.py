@@ -11,11 +11,11 @@ from pathlib import Path
 import apsw
 import pytest
 
-from wayside.errors import DamagedStore, StoreInUse, StoreUnusable
+from wayside.core.errors import DamagedStore, StoreInUse, StoreUnusable
 from wayside.hub import Hub
-from wayside.log.check import check
-from wayside.log.files import DATABASE, LOCK, open_database
-from wayside.log.store import Store
+from wayside.storage.embedded.check import check
+from wayside.storage.embedded.files import DATABASE, LOCK, open_database
+from wayside.storage.embedded.store import Store
 
 pytestmark = pytest.mark.fault
 
@@ -72,7 +72,7 @@ def test_a_hub_is_refused_during_a_check(tmp_path: Path, monkeypatch: pytest.Mon
             Store(tmp_path, now_ms=0)
         return True
 
-    monkeypatch.setattr("wayside.log.check.check_before", during)
+    monkeypatch.setattr("wayside.storage.embedded.check.check_before", during)
     assert check(tmp_path).ok
 
 

@@ -13,7 +13,7 @@ from google.protobuf import type_pb2
 
 from tests.http.wire import PATIENCE_S, Response
 from wayside import Call, Hub
-from wayside.errors import NotFound, Refusal
+from wayside.core.errors import NotFound, Refusal
 
 Ask = Callable[..., Awaitable[Response]]
 """``ask(method, target, headers, body)``."""

@@ -15,7 +15,7 @@ from tests.http.harness import JSON, Gate, Running, Serve, eventually
 from tests.http.services import Asgi, Holder, offer, problem_of
 from tests.http.wire import Response, Wire, request
 from wayside import Hub
-from wayside.state.calls import Outcome
+from wayside.calls.call import Outcome
 
 ASYNC = {**JSON, "Prefer": "respond-async"}
 

@@ -11,11 +11,11 @@ import pytest
 
 from tests.http.harness import eventually
 from wayside import CallFailed, Hub
-from wayside import frames as f
-from wayside.client.aio import Client
-from wayside.client.channels import Channels, WebSocket
-from wayside.client.remote import Remote
-from wayside.errors import BadRequest, InvalidInput, Refusal, StoreFull
+from wayside.client.client import Client
+from wayside.client.connection import Channels, WebSocket
+from wayside.client.worker import Remote
+from wayside.core.errors import BadRequest, InvalidInput, Refusal, StoreFull
+from wayside.link import frames as f
 
 
 class Picky(msgspec.Struct):

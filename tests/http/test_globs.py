@@ -15,7 +15,7 @@ import wayside
 from tests.http.events import EventSource
 from tests.http.harness import BYTES, JSON, TEXT, Running, Serve, eventually
 from tests.http.wire import PATIENCE_S
-from wayside.model import Record
+from wayside.core.records import Record
 
 ALL = "/v1/stream/orders/**"
 

@@ -11,15 +11,15 @@ import pytest
 
 from tests.http.harness import eventually
 from tests.support import patch_constants
-from wayside.deliveries import Part
-from wayside.errors import BadRequest, Overloaded
-from wayside.group import Group
-from wayside.grouppush import headers_of
+from wayside.core.errors import BadRequest, Overloaded
+from wayside.core.records import Meta
+from wayside.groups.events import GroupSpec
+from wayside.groups.group import Group
+from wayside.groups.webhook import headers_of
 from wayside.hub import Hub
-from wayside.model import Meta
-from wayside.posting import Answer
-from wayside.state.groupevents import GroupSpec
-from wayside.webhooks import verify
+from wayside.link.frames import Part
+from wayside.webhooks.post import Answer
+from wayside.webhooks.standard import verify
 
 SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OLD = "whsec_" + "QmFzZTY0IGlzIG5vdCBlbmNyeXB0aW9u"

@@ -11,7 +11,7 @@ import pytest
 from tests.http.harness import BYTES, JSON, TEXT, Gate, Running, Serve, eventually
 from tests.http.wire import PATIENCE_S, Wire, request
 from wayside import connect
-from wayside.patterns.claiming import DISK_S
+from wayside.server.patterns.consumer_groups import DISK_S
 
 G = "/v1/group/g"
 Document = dict[str, Any]

@@ -13,11 +13,11 @@ import wayside
 from tests.clock import ManualClock
 from tests.http.harness import Gate, Running, eventually
 from wayside import LeaseFenced, UnknownOutcome, sync
-from wayside.client.channels import Channels, WebSocket
-from wayside.client.members import Pace
-from wayside.deliveries import Settlement
-from wayside.errors import Conflict, NotFound
+from wayside.client.connection import Channels, WebSocket
+from wayside.client.member import Pace
+from wayside.core.errors import Conflict, NotFound
 from wayside.hub import Hub
+from wayside.link.frames import Settlement
 
 
 @pytest.fixture

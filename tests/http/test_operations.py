@@ -13,7 +13,7 @@ from tests.http.events import EventSource
 from tests.http.harness import JSON, TEXT, Gate, Running, Serve, eventually
 from tests.http.services import offer
 from tests.http.wire import Response, request
-from wayside.state.calls import Outcome
+from wayside.calls.call import Outcome
 
 # -- refusals
 

@@ -16,9 +16,9 @@ from tests.http.events import EventParser, EventSource
 from tests.http.harness import BYTES, JSON, TEXT, Running, eventually
 from tests.http.wire import PATIENCE_S, Wire, request
 from wayside import Record, connect
-from wayside.client.aio import PolicyName
-from wayside.client.blocking import Client, HubError
-from wayside.errors import Lagged
+from wayside.cli.rest import Client, HubError
+from wayside.client.client import PolicyName
+from wayside.core.errors import Lagged
 
 EVENTS = {"Accept": "text/event-stream"}
 ALL = 40

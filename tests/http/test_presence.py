@@ -17,10 +17,10 @@ from tests.http.events import EventSource
 from tests.http.harness import JSON, Running, eventually
 from tests.http.wire import request
 from wayside import Limits, connect
-from wayside.cli import cli
-from wayside.errors import BadRequest
+from wayside.cli.main import cli
+from wayside.core.errors import BadRequest
+from wayside.core.records import Durability
 from wayside.hub import Hub
-from wayside.model import Durability
 
 LEASE_S = 30.0
 

@@ -14,7 +14,7 @@ from websockets.asyncio.client import connect
 import wayside
 from tests.http.harness import BYTES, JSON, TEXT, Running, Serve, eventually
 from wayside import Publication, Published
-from wayside.errors import BadRequest, NotFound, TooLarge
+from wayside.core.errors import BadRequest, NotFound, TooLarge
 from wayside.hub import Hub
 from wayside.testing import TestHub
 

@@ -14,9 +14,9 @@ from tests.http.harness import JSON, Running, eventually
 from tests.http.wire import Response, request
 from tests.subscriptions import Receiver, pending
 from wayside.hub import Hub
-from wayside.posting import Unreachable
-from wayside.signing import Keys, Seeds
-from wayside.wakes import Poster
+from wayside.webhooks.keys import Keys, Seeds
+from wayside.webhooks.post import Unreachable
+from wayside.webhooks.wakes import Poster
 
 ROOT = "/v1/stream/__ds/subscriptions"
 PULL: dict[str, Any] = {"type": "pull-wake", "pattern": "a/*", "wake_stream": "wakes"}

@@ -18,7 +18,7 @@ from tests.http.harness import BYTES, Gate, Running, Serve, eventually
 from tests.http.wire import PATIENCE_S, Response, Wire, chunked, request
 from wayside import Limits
 from wayside.hub import Hub
-from wayside.patterns.uploading import Uploads
+from wayside.server.patterns.upload import Uploads
 
 TUS = {"Tus-Resumable": "1.0.0"}
 PATCH = {**TUS, "Content-Type": "application/offset+octet-stream"}

@@ -23,10 +23,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.calls import Key, Puppet
 from tests.support import read_records
-from wayside import frames as f
-from wayside.errors import IdempotencyMismatch, TooManyCalls
-from wayside.state import requests
-from wayside.state.calls import State
+from wayside.calls import call
+from wayside.calls.call import State
+from wayside.core.errors import IdempotencyMismatch, TooManyCalls
+from wayside.link import frames as f
 from wayside.testing import TestHub
 
 LEASE_S = 15.0
@@ -91,7 +91,7 @@ class CallsMachine(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.patch = pytest.MonkeyPatch()
         numbers = count()
-        self.patch.setattr(requests, "os", SimpleNamespace(urandom=lambda size: next(numbers).to_bytes(size, "big")))
+        self.patch.setattr(call, "os", SimpleNamespace(urandom=lambda size: next(numbers).to_bytes(size, "big")))
         self.made: dict[str, Made] = {}
         self.members: list[Member] = []
         self.refused: set[int] = set()

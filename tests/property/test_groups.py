@@ -26,9 +26,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from tests.clock import ManualClock
 from tests.groups import Held, Puppet, Stage, again, facts
 from tests.support import Disk, Gate, create, patch_constants, read_records, until
-from wayside.deliveries import Part
-from wayside.errors import StoreFull
-from wayside.state.groups import GroupState
+from wayside.core.errors import StoreFull
+from wayside.groups.state import GroupState
+from wayside.link.frames import Part
 
 LEASE_S = 10.0
 RETRIES = 2

@@ -41,10 +41,10 @@ from tests.support import (
     spool,
     turns,
 )
-from wayside.errors import Gone, Refusal
-from wayside.limits import Limits
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import JSON, Durability, Meta, Offset
+from wayside.core.errors import Gone, Refusal
+from wayside.core.limits import Limits
+from wayside.core.records import JSON, Durability, Meta, Offset
+from wayside.storage.embedded.log import EmbeddedLog
 
 PATHS = ["a", "b", "c", "d"]
 LIMITS = Limits(stream_cache_bytes_max=150, cache_bytes_max=400, read_bytes_max=100, piece_bytes_max=64)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from tests.subscriptions import LEASE_S, Subscribed, pending
-from wayside.errors import Refusal
+from wayside.core.errors import Refusal
 from wayside.testing import TestHub
 
 T = TypeVar("T")

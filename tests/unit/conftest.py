@@ -9,7 +9,7 @@ import pytest
 
 from tests.clock import ManualClock
 from tests.support import Disk
-from wayside.log.embedded import EmbeddedLog
+from wayside.storage.embedded.log import EmbeddedLog
 
 
 @pytest.fixture

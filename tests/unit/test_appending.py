@@ -21,10 +21,10 @@ from tests.support import (
     read_records,
     turns,
 )
-from wayside.errors import BadRequest, Conflict, Fenced, Gone, NotFound, StoreFull
-from wayside.limits import Limits
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import JSON, Offset, Producer
+from wayside.core.errors import BadRequest, Conflict, Fenced, Gone, NotFound, StoreFull
+from wayside.core.limits import Limits
+from wayside.core.records import JSON, Offset, Producer
+from wayside.storage.embedded.log import EmbeddedLog
 
 # -- producers
 

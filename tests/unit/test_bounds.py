@@ -27,10 +27,10 @@ from tests.support import (
     turns,
     until,
 )
-from wayside.errors import BadRequest, NotFound, Overloaded, StoreFull, TooLarge
-from wayside.limits import Limits
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import Durability, runs
+from wayside.core.errors import BadRequest, NotFound, Overloaded, StoreFull, TooLarge
+from wayside.core.limits import Limits
+from wayside.core.records import Durability, runs
+from wayside.storage.embedded.log import EmbeddedLog
 
 
 @pytest.fixture

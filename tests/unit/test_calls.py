@@ -10,9 +10,9 @@ import pytest
 
 from tests.calls import Puppet, events, find, request
 from wayside import Call, CallCancelled, CallFailed
-from wayside.errors import BadRequest, Conflict, IdempotencyMismatch, NotFound, Overloaded, Refusal, TooManyCalls
-from wayside.state.calls import FINAL, TRANSITIONS, Event, State
-from wayside.state.calls import Call as CallState
+from wayside.calls.call import FINAL, TRANSITIONS, Event, State
+from wayside.calls.call import Call as CallState
+from wayside.core.errors import BadRequest, Conflict, IdempotencyMismatch, NotFound, Overloaded, Refusal, TooManyCalls
 from wayside.testing import TestHub
 
 

@@ -12,10 +12,10 @@ import pytest
 from tests.calls import events, find
 from tests.support import Gate, turns, until
 from wayside import Call, CallFailed, Refusal
-from wayside.errors import Conflict, StoreFull
-from wayside.state.calls import State
+from wayside.calls.call import State
+from wayside.calls.runner import UNACKNOWLEDGED_MAX
+from wayside.core.errors import Conflict, StoreFull
 from wayside.testing import TestHub
-from wayside.worker import UNACKNOWLEDGED_MAX
 
 
 @pytest.fixture

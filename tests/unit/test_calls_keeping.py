@@ -10,13 +10,13 @@ import msgspec
 import pytest
 
 from tests.support import Gate, read_records, until
-from wayside.errors import BadRequest, NotFound
+from wayside.calls.housekeeping import CALLBACKS, SWEEP_S
+from wayside.core.errors import BadRequest, NotFound
+from wayside.core.limits import Limits
 from wayside.hub import Hub
-from wayside.keeping import CALLBACKS, SWEEP_S
-from wayside.limits import Limits
-from wayside.posting import Answer, Unreachable
 from wayside.testing import TestHub
-from wayside.webhooks import Outcome, new_secret, verify
+from wayside.webhooks.post import Answer, Unreachable
+from wayside.webhooks.standard import Outcome, new_secret, verify
 
 URL = "http://127.0.0.1:9/hook"
 DAY_S = 86_400.0

@@ -10,7 +10,7 @@ import pytest
 
 from tests.calls import Puppet, events, find
 from wayside import Call, CallFailed, UnknownOutcome
-from wayside.state.calls import State
+from wayside.calls.call import State
 from wayside.testing import TestHub, point
 
 LEASE_S = 15.0

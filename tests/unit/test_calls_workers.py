@@ -10,10 +10,10 @@ import pytest
 
 from tests.calls import Puppet, events, find
 from tests.support import Gate
-from wayside import frames as f
-from wayside.errors import Conflict, Fenced, TooManyCalls
-from wayside.state.calls import State
-from wayside.state.queues import worker_name
+from wayside.calls.call import State
+from wayside.calls.queue import worker_name
+from wayside.core.errors import Conflict, Fenced, TooManyCalls
+from wayside.link import frames as f
 from wayside.testing import TestHub
 
 LEASE_S = 15.0

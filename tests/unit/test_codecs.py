@@ -15,7 +15,7 @@ from google.protobuf import struct_pb2, timestamp_pb2, type_pb2, wrappers_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wayside.codecs import (
+from wayside.core.codecs import (
     MSGPACK,
     OCTETS,
     PROTOBUF,
@@ -29,8 +29,8 @@ from wayside.codecs import (
     media_types_out,
     transcode,
 )
-from wayside.errors import BadRequest, InvalidInput, NotAcceptable, UnsupportedMediaType
-from wayside.model import JSON
+from wayside.core.errors import BadRequest, InvalidInput, NotAcceptable, UnsupportedMediaType
+from wayside.core.records import JSON
 
 
 class Colour(enum.Enum):

@@ -10,10 +10,10 @@ import pytest
 
 from tests.clock import ManualClock
 from tests.support import Answer, Disk, append, begin_append, begin_publish, create, creation, publish, read_records
-from wayside.errors import BadRequest, StoreFull, TooLarge
-from wayside.limits import Limits
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import Append, Appended, Meta, Producer, Spool
+from wayside.core.errors import BadRequest, StoreFull, TooLarge
+from wayside.core.limits import Limits
+from wayside.core.records import Append, Appended, Meta, Producer, Spool
+from wayside.storage.embedded.log import EmbeddedLog
 
 
 def send(log: EmbeddedLog, record: bytes, identity: str, path: str = "s") -> Answer:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tests.support import BYTES, Answer, Disk, append, create, creation, delete, patch_constants, read_records, until
-from wayside import delaying
-from wayside.delaying import DUE, Delaying, Held, Item
-from wayside.errors import Conflict, NotFound, Overloaded, StoreFull
-from wayside.limits import Limits
-from wayside.model import Append, Appended, Meta
-from wayside.state.timers import Timers
+from wayside.core.errors import Conflict, NotFound, Overloaded, StoreFull
+from wayside.core.limits import Limits
+from wayside.core.records import Append, Appended, Meta
+from wayside.core.schedule import Timers
+from wayside.streams import delayed
+from wayside.streams.delayed import DUE, Delaying, Held, Item
 
 
 class Late:
@@ -178,7 +178,7 @@ async def test_it_lets_go_of_what_is_over(late: Late, monkeypatch: pytest.Monkey
     """Of all of it when nothing waits; else what waits long is written anew, keeps its place in line, and is not lost."""
     patch_constants(monkeypatch, CHUNK_BYTES=256)
     for name, value in (("COMPACT_RECORDS", 60), ("TRIM_RECORDS", 10), ("TOGETHER_MAX", 4)):
-        monkeypatch.setattr(delaying, name, value)
+        monkeypatch.setattr(delayed, name, value)
     await late.publish(*(("t", b"%d" % number, 1000) for number in range(6)))
     for number in range(100):
         await late.publish(("s", b"%d" % number, 0.5))

@@ -23,8 +23,8 @@ from tests.support import (
     spool,
     turns,
 )
-from wayside.errors import Gone, StoreFull
-from wayside.model import JSON, Durability, Offset
+from wayside.core.errors import Gone, StoreFull
+from wayside.core.records import JSON, Durability, Offset
 
 ASYNC = creation(durability=Durability.ASYNC)
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tests.support import BYTES, TEXT, append, begin_append, create, creation, read_batches
-from wayside.answers import CURSOR_EPOCH_S, CURSOR_INTERVAL_S, WholeBody, body_of, cursor_after
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import JSON, Durability
-from wayside.patterns.push import Bare, Envelopes, close_of
-from wayside.patterns.sse import Plain, Protocol, lines
+from wayside.core.records import JSON, Durability
+from wayside.server.exchange import CURSOR_EPOCH_S, CURSOR_INTERVAL_S, WholeBody, body_of, cursor_after
+from wayside.server.patterns.push import Bare, Envelopes, close_of
+from wayside.server.patterns.server_sent_events import Plain, Protocol, lines
+from wayside.storage.embedded.log import EmbeddedLog
 
 NOW_S = CURSOR_EPOCH_S + 1000 * CURSOR_INTERVAL_S
 """In the middle of no interval: the 1000th begins."""

@@ -8,8 +8,8 @@ import pytest
 
 from tests.clock import START_MS
 from tests.support import Disk, Plainly, Recorder, append, create, creation, expire, offset_at, read_records
-from wayside.errors import Gone, NotFound, StoreFull
-from wayside.log.embedded import EmbeddedLog
+from wayside.core.errors import Gone, NotFound, StoreFull
+from wayside.storage.embedded.log import EmbeddedLog
 
 Advance = Callable[[float], None]
 

@@ -24,11 +24,11 @@ from tests.support import (
     turns,
     until,
 )
-from wayside.contracts import Reader, StreamView
-from wayside.errors import Gone
-from wayside.limits import Limits
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import Batch, Durability
+from wayside.core.errors import Gone
+from wayside.core.limits import Limits
+from wayside.core.records import Batch, Durability
+from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.contract import Reader, StreamView
 
 
 def _follow(

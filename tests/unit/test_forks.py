@@ -20,9 +20,9 @@ from tests.support import (
     offset_at,
     read_records,
 )
-from wayside.errors import BadRequest, Conflict, Gone, NotFound, Refusal, StoreFull
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import Create, Durability
+from wayside.core.errors import BadRequest, Conflict, Gone, NotFound, Refusal, StoreFull
+from wayside.core.records import Create, Durability
+from wayside.storage.embedded.log import EmbeddedLog
 
 
 async def _source(log: EmbeddedLog, path: str = "s") -> None:

@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from wayside.errors import BadRequest
-from wayside.globs import Glob, is_glob
-from wayside.model import require_path
+from wayside.core.errors import BadRequest
+from wayside.core.globs import Glob, is_glob
+from wayside.core.records import require_path
 
 
 @pytest.mark.parametrize(

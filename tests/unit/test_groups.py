@@ -11,12 +11,12 @@ import pytest
 from tests.clock import ManualClock
 from tests.groups import Held, Puppet, Stage
 from tests.support import Answer, Disk, create, creation, delete, patch_constants, until
-from wayside.deliveries import Ack, Nack, Publish, Settlement
-from wayside.errors import BadRequest, Conflict, LeaseFenced, NotFound
-from wayside.limits import Limits
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import JSON, Durability, Meta
-from wayside.state.groupevents import GroupSpec
+from wayside.core.errors import BadRequest, Conflict, LeaseFenced, NotFound
+from wayside.core.limits import Limits
+from wayside.core.records import JSON, Durability, Meta
+from wayside.groups.events import GroupSpec
+from wayside.link.frames import Ack, Nack, Publish, Settlement
+from wayside.storage.embedded.log import EmbeddedLog
 
 
 @pytest.fixture(params=["memory", "file"])

@@ -22,9 +22,9 @@ from tests.support import (
     read_records,
     until,
 )
-from wayside.errors import BadRequest, Conflict
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import Durability, Meta
+from wayside.core.errors import BadRequest, Conflict
+from wayside.core.records import Durability, Meta
+from wayside.storage.embedded.log import EmbeddedLog
 
 
 @pytest.fixture(params=["memory", "file"])

@@ -22,10 +22,10 @@ from tests.support import (
     settle,
     until,
 )
-from wayside.deliveries import Publish
-from wayside.errors import Conflict, NotFound, Overloaded, StoreFull
-from wayside.limits import Limits
-from wayside.model import Durability, Meta
+from wayside.core.errors import Conflict, NotFound, Overloaded, StoreFull
+from wayside.core.limits import Limits
+from wayside.core.records import Durability, Meta
+from wayside.link.frames import Publish
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wayside import Hub
-from wayside.errors import BadRequest, Conflict, NotFound, Overloaded, Refusal
+from wayside.core.errors import BadRequest, Conflict, NotFound, Overloaded, Refusal
 
 UNPRINTABLE = "a\ud800"
 

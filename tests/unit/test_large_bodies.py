@@ -20,10 +20,10 @@ from tests.support import (
     spool,
     until,
 )
-from wayside.errors import StoreFull, TooLarge
-from wayside.limits import Limits
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import JSON
+from wayside.core.errors import StoreFull, TooLarge
+from wayside.core.limits import Limits
+from wayside.core.records import JSON
+from wayside.storage.embedded.log import EmbeddedLog
 
 PIECE = Limits().piece_bytes_max
 BODY = bytes(range(256)) * 4000

@@ -26,11 +26,11 @@ from tests.support import (
     read_records,
     until,
 )
-from wayside.errors import StoreFull
-from wayside.log import check as checking
-from wayside.log.embedded import EmbeddedLog
-from wayside.log.files import CHECKED_VFS, DATABASE, open_database
-from wayside.model import Batch, Meta
+from wayside.core.errors import StoreFull
+from wayside.core.records import Batch, Meta
+from wayside.storage.embedded import check as checking
+from wayside.storage.embedded.files import CHECKED_VFS, DATABASE, open_database
+from wayside.storage.embedded.log import EmbeddedLog
 
 
 async def metas(log: EmbeddedLog, path: str, position: int | None = None) -> dict[int, Meta]:

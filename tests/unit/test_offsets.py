@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.support import Disk, append, create, creation, delete
-from wayside.errors import BadRequest, Gone
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import Durability, Offset
+from wayside.core.errors import BadRequest, Gone
+from wayside.core.records import Durability, Offset
+from wayside.storage.embedded.log import EmbeddedLog
 
 
 @pytest.mark.parametrize("offset", [Offset(1, 0), Offset(0x1A3185C5000, 42), Offset(16**11 - 1, 10**16 - 1)])

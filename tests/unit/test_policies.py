@@ -25,11 +25,11 @@ from tests.support import (
     turns,
     until,
 )
-from wayside.errors import BadRequest, Gone
-from wayside.limits import Limits
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import Batch, Durability, Meta
-from wayside.policies import Policy, key_reader, policy_of
+from wayside.core.errors import BadRequest, Gone
+from wayside.core.limits import Limits
+from wayside.core.policies import Policy, key_reader, policy_of
+from wayside.core.records import Batch, Durability, Meta
+from wayside.storage.embedded.log import EmbeddedLog
 
 NEWEST, PER_KEY = Policy("conflate"), Policy("conflate", "k")
 NEVER_S = 86_400.0

@@ -22,9 +22,9 @@ from tests.support import (
     turns,
     until,
 )
-from wayside.errors import StoreFull
-from wayside.model import Meta
-from wayside.state.groupevents import GroupSpec
+from wayside.core.errors import StoreFull
+from wayside.core.records import Meta
+from wayside.groups.events import GroupSpec
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from tests.support import BYTES, TEXT, spool
-from wayside.errors import BadRequest
-from wayside.model import StreamConfig, split_records
+from wayside.core.errors import BadRequest
+from wayside.core.records import StreamConfig, split_records
 
 JSON_STREAM = StreamConfig(content_type="application/json")
 

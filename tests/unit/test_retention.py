@@ -26,10 +26,10 @@ from tests.support import (
     turns,
     until,
 )
-from wayside.errors import Gone
-from wayside.limits import Limits
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import JSON, Batch, Durability
+from wayside.core.errors import Gone
+from wayside.core.limits import Limits
+from wayside.core.records import JSON, Batch, Durability
+from wayside.storage.embedded.log import EmbeddedLog
 
 RECORD = b"x" * 1000
 

@@ -11,12 +11,12 @@ import wayside
 
 SOURCE = Path(wayside.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
-LINES_MAX = 500
+LINES_MAX = 700
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_a_module_is_small_and_says_what_it_is_for(path: Path) -> None:
-    """No module is over 500 lines, and each opens with a docstring."""
+    """No module is over 700 lines, and each opens with a docstring."""
     text = path.read_text()
     assert len(text.splitlines()) <= LINES_MAX
     assert ast.get_docstring(ast.parse(text))

@@ -11,10 +11,10 @@ import pydantic
 import pytest
 from google.protobuf import timestamp_pb2, type_pb2
 
-from wayside.codecs import MSGPACK, OCTETS, PROTOBUF, XML, Payload, decode, encode
-from wayside.errors import BadRequest, InvalidInput, UnsupportedMediaType
-from wayside.model import JSON
-from wayside.signature import ARGUMENTS, Signature, Upload, pack_arguments, schemas
+from wayside.core.codecs import MSGPACK, OCTETS, PROTOBUF, XML, Payload, decode, encode
+from wayside.core.errors import BadRequest, InvalidInput, UnsupportedMediaType
+from wayside.core.records import JSON
+from wayside.core.signature import ARGUMENTS, Signature, Upload, pack_arguments, schemas
 
 if TYPE_CHECKING:
     from decimal import Decimal

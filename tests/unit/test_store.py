@@ -29,12 +29,12 @@ from tests.support import (
     turns,
     until,
 )
-from wayside.errors import Conflict, NotFound, StoreFailed, StoreFull, StoreInUse
-from wayside.limits import Limits
-from wayside.log.embedded import EmbeddedLog
-from wayside.log.files import read_mark
-from wayside.log.store import Store
-from wayside.model import Durability
+from wayside.core.errors import Conflict, NotFound, StoreFailed, StoreFull, StoreInUse
+from wayside.core.limits import Limits
+from wayside.core.records import Durability
+from wayside.storage.embedded.files import read_mark
+from wayside.storage.embedded.log import EmbeddedLog
+from wayside.storage.embedded.store import Store
 
 # -- who may have it
 
@@ -50,7 +50,7 @@ async def test_a_second_opener_is_refused(disk: Disk) -> None:
 async def test_a_second_process_is_refused(disk: Disk) -> None:
     """The same holds for another process, in words an operator can act on."""
     code = (
-        "import sys, pathlib; from wayside.log.store import Store; from wayside.errors import StoreInUse\n"
+        "import sys, pathlib; from wayside.storage.embedded.store import Store; from wayside.errors import StoreInUse\n"
         "try: Store(pathlib.Path(sys.argv[1]), now_ms=0)\n"
         "except StoreInUse as e: print(e.detail)"
     )

@@ -10,12 +10,12 @@ import pytest
 
 from tests.subscriptions import DONE, LEASE_S, Receiver, Slow, Subscribed, pending
 from tests.support import Gate, until
-from wayside import subscriptions, wakes
-from wayside.errors import BadRequest, Conflict, Refusal, StoreFull, TooMany
-from wayside.model import Offset
-from wayside.posting import Unreachable
-from wayside.state.subscriptions import Acked, Config, Event, Kind, Linked, Opened, Subscription, decode, encode
+from wayside.core.errors import BadRequest, Conflict, Refusal, StoreFull, TooMany
+from wayside.core.records import Offset
 from wayside.testing import TestHub
+from wayside.webhooks import subscriptions, wakes
+from wayside.webhooks.post import Unreachable
+from wayside.webhooks.subscription import Acked, Config, Event, Kind, Linked, Opened, Subscription, decode, encode
 
 URL = "https://receiver.example/hook"
 
@@ -507,7 +507,7 @@ def test_a_snapshot_is_the_subscription() -> None:
 
 def test_a_wake_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """It tells of so many streams, of those with work first; the others are the next wake."""
-    monkeypatch.setattr("wayside.state.subscriptions.WAKE_STREAMS_MAX", 3)
+    monkeypatch.setattr("wayside.webhooks.subscription.WAKE_STREAMS_MAX", 3)
     state = Subscription(Opened("s", Config(Kind.WEBHOOK, 1000, pattern="a/*", url="https://x"), "", 0))
     for number in range(8):
         state.see(f"a/{number}", Offset(5, 0), Offset(5, number % 2))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from wayside import Call, CallFailed, Hub, UnknownOutcome
-from wayside.contracts import SystemClock
+from wayside.core.clock import SystemClock
 from wayside.testing import Crashed, ManualClock, Reached, TestHub, point
 
 

@@ -26,10 +26,10 @@ from tests.support import (
     turns,
     until,
 )
-from wayside.errors import BadRequest, Conflict, NotFound, StoreFull
-from wayside.limits import Limits
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import Append, Appended, Meta
+from wayside.core.errors import BadRequest, Conflict, NotFound, StoreFull
+from wayside.core.limits import Limits
+from wayside.core.records import Append, Appended, Meta
+from wayside.storage.embedded.log import EmbeddedLog
 
 
 def begin_all(log: EmbeddedLog, *appends: tuple[str, list[bytes]], ids: dict[str, str] | None = None) -> Answer:

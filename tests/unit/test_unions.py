@@ -30,13 +30,13 @@ from tests.support import (
     turns,
     until,
 )
-from wayside.contracts import StreamView
-from wayside.envelopes import unwrap, wrap
-from wayside.errors import BadRequest, Gone, Overloaded, StoreFull
-from wayside.globs import Glob
-from wayside.limits import Limits
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import Append, Batch, Durability, Meta, Offset
+from wayside.core.errors import BadRequest, Gone, Overloaded, StoreFull
+from wayside.core.globs import Glob
+from wayside.core.limits import Limits
+from wayside.core.records import Append, Batch, Durability, Meta, Offset
+from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.contract import StreamView
+from wayside.streams.union import unwrap, wrap
 
 
 async def union(log: EmbeddedLog, glob: str) -> StreamView:

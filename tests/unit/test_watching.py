@@ -19,11 +19,11 @@ from tests.support import (
     turns,
     until,
 )
-from wayside.contracts import StreamTail, StreamView
-from wayside.errors import StoreFull
-from wayside.globs import Glob
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import Durability
+from wayside.core.errors import StoreFull
+from wayside.core.globs import Glob
+from wayside.core.records import Durability, StreamTail
+from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.contract import StreamView
 
 
 class Watcher:

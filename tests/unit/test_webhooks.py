@@ -19,9 +19,9 @@ import pytest
 from tests.clock import START_MS, ManualClock
 from tests.support import Answer as Told
 from tests.support import turns, until
-from wayside.errors import BadRequest, Overloaded, TooLarge
-from wayside.posting import RESPONSE_BYTES_MAX, Answer, Direct, Unreachable, is_public
-from wayside.webhooks import RETRY_AFTER_S_MAX, RETRY_S, Delivery, Outcome, Webhooks, new_secret, sign, verify
+from wayside.core.errors import BadRequest, Overloaded, TooLarge
+from wayside.webhooks.post import RESPONSE_BYTES_MAX, Answer, Direct, Unreachable, is_public
+from wayside.webhooks.standard import RETRY_AFTER_S_MAX, RETRY_S, Delivery, Outcome, Webhooks, new_secret, sign, verify
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 IDENTITY = "msg_p5jXN8AQM9LWM0D4loKWxJek"

@@ -7,11 +7,11 @@ import json
 import pytest
 
 from tests.support import append, create, creation
-from wayside.errors import BadRequest, Conflict, Gone, Refusal, Unsupported
-from wayside.exchange import Request, parse_query, position_of, quote_header, unquote_path
-from wayside.http.wire import VersionNotSupported, chunk, field_lines, problem, request_id, request_of
-from wayside.log.embedded import EmbeddedLog
-from wayside.model import require_path
+from wayside.core.errors import BadRequest, Conflict, Gone, Refusal, Unsupported
+from wayside.core.records import require_path
+from wayside.server.exchange import Request, parse_query, position_of, quote_header, unquote_path
+from wayside.server.http.head import VersionNotSupported, chunk, field_lines, problem, request_id, request_of
+from wayside.storage.embedded.log import EmbeddedLog
 
 HOST = (b"Host", b"example.org")
 

@@ -12,14 +12,14 @@ from urllib.parse import quote
 
 import msgspec
 
-from wayside import frames as f
-from wayside.client.channels import Channels
-from wayside.client.deliveries import Delivery
-from wayside.client.members import Member, Pace
-from wayside.deliveries import Publish
-from wayside.errors import Conflict
-from wayside.model import JSON, media_type
-from wayside.state.groupevents import GroupSpec
+from wayside.client.connection import Channels
+from wayside.client.delivery import Delivery
+from wayside.client.member import Member, Pace
+from wayside.core.errors import Conflict
+from wayside.core.records import JSON, media_type
+from wayside.groups.events import GroupSpec
+from wayside.link import frames as f
+from wayside.link.frames import Publish
 
 __all__ = ["CREDIT", "GroupMember", "GroupRequests", "member_name", "spec_of"]
 

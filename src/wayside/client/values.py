@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from wayside.codecs import Payload, decode
-from wayside.errors import CallFailed, Refusal
-from wayside.model import JSON, media_type
+from wayside.core.codecs import Payload, decode
+from wayside.core.errors import CallFailed, Refusal
+from wayside.core.records import JSON, media_type
 
 __all__ = ["CallEvent", "CallStatus", "event_of", "refusal_of", "value_of"]
 

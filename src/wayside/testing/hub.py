@@ -14,12 +14,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from wayside.client.aio import CallHandle, Client
-from wayside.client.channels import Channels
-from wayside.client.members import Pace
+from wayside.calls.call import Outcome
+from wayside.client.client import CallHandle, Client
+from wayside.client.connection import Channels
+from wayside.client.member import Pace
+from wayside.core.limits import Limits
 from wayside.hub import Hub
-from wayside.limits import Limits
-from wayside.state.calls import Outcome
 from wayside.testing.clock import ManualClock
 from wayside.testing.points import Handlers, Place, Reached, pointed
 from wayside.testing.workers import Link, TestWorker

@@ -6,21 +6,21 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
-from wayside.client.channels import Local
-from wayside.client.members import Pace
-from wayside.client.remote import Remote
-from wayside.errors import Fenced
+from wayside.calls.call import Outcome
+from wayside.calls.runner import Runner
+from wayside.client.connection import Local
+from wayside.client.member import Pace
+from wayside.client.subscriber import Subscribers
+from wayside.client.worker import Remote
+from wayside.core.errors import Fenced
 from wayside.hub import Hub
-from wayside.state.calls import Outcome
-from wayside.subscribing import Subscribers
 from wayside.testing.clock import ManualClock
 from wayside.testing.points import Handlers, Noting, Place, pointed
-from wayside.worker import Runner
 
 __all__ = ["Link", "TestWorker"]
 
 RENEWALS = 3
-"""Of a lease, in its time: as :mod:`wayside.client.remote` has it."""
+"""Of a lease, in its time: as :mod:`wayside.client.worker` has it."""
 
 
 class Stage(Noting, Protocol):

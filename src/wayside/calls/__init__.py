@@ -1,0 +1,1 @@
+"""Request/response and jobs: services, calls and those who work for them."""

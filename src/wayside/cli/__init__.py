@@ -1,0 +1,1 @@
+"""The `wayside` command, and nothing but commands."""

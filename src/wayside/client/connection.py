@@ -1,0 +1,609 @@
+"""The client's end of ``/v1/connect``: channels over one connection, which is made anew when it breaks.
+
+What a channel's owner is told when that happens is its own business: a follower reads on from its cursor, a call that
+may have run is told so. This module knows frames and connections, not what is said over them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Protocol
+
+import msgspec
+from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
+
+from wayside.client.values import refusal_of
+from wayside.core.callbacks import guarded
+from wayside.core.errors import BadRequest, Lagged, Overloaded, Refusal, UnknownOutcome
+from wayside.core.records import Meta
+from wayside.link import frames as f
+
+__all__ = ["Answer", "Channels", "Entry", "Following", "Link", "Local", "Submitted", "Unreachable", "WebSocket"]
+
+
+RECONNECT_S, RECONNECT_S_MAX = 0.1, 5.0
+"""Before a connection is tried again: doubled each time, with full jitter."""
+MESSAGE_BYTES_MAX = 256 * 1024 * 1024
+SENT_BYTES_MAX = 64 * 1024 * 1024
+"""Of a message: the hub closes the connection with a larger one, as often as it is sent."""
+BATCH_BYTES_MAX = 1024 * 1024
+"""Frames that are larger together do not share a message: the hub bounds it."""
+PING_S = 20.0
+
+
+class Unreachable(Overloaded):
+    """There is no connection to a hub, and there was none for as long as it was tried."""
+
+    code, title = "unreachable", "No hub reachable"
+
+
+class Link(Protocol):
+    """One connection. ``take`` is given each list of frames, ``lost`` told once that it is over."""
+
+    async def open(self, take: Callable[[list[Any]], None], lost: Callable[[str], None]) -> None:
+        """Raises OSError, or a refusal that no other attempt would change."""
+        ...
+
+    def send(self, frames: list[Any]) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Entry(Protocol):
+    """What has a channel."""
+
+    def take(self, frame: Any) -> None:
+        """A frame of the hub."""
+        ...
+
+    def lost(self, error: Exception, again: bool) -> bool:
+        """The connection is lost. ``again``: another is being made, and ``resume`` will be called if this returns true;
+        else this is the end."""
+        ...
+
+    def resume(self) -> None:
+        """There is a connection again: say what is to be said."""
+        ...
+
+
+class WebSocket:
+    """A connection to the hub at ``url``."""
+
+    def __init__(self, url: str) -> None:
+        base = url.rstrip("/")
+        scheme, found, rest = base.partition("://")
+        if not found or scheme not in ("http", "https") or not rest:
+            raise ValueError(f"{url!r} is not the URL of a hub, such as http://127.0.0.1:7070")
+        self.url = base
+        self._target = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/v1/connect"
+        self._transport: WSTransport | None = None
+
+    async def open(self, take: Callable[[list[Any]], None], lost: Callable[[str], None]) -> None:
+        try:
+            transport, _ = await ws_connect(
+                lambda: _Listener(take, lost),
+                self._target,
+                extra_headers={"Sec-WebSocket-Protocol": f.SUBPROTOCOL},
+                enable_auto_ping=True,
+                auto_ping_idle_timeout=PING_S,
+                auto_ping_reply_timeout=PING_S,
+                max_frame_size=MESSAGE_BYTES_MAX,
+            )
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
+        if transport.is_disconnected:  # during the handshake, or since: then picows tells nobody
+            raise ConnectionResetError("the connection broke at once")
+        self._transport = transport
+
+    def send(self, frames: list[Any]) -> None:
+        if self._transport is not None:
+            for message in _messages(frames):  # all of them are made before any is sent
+                self._transport.send(WSMsgType.BINARY, message)
+
+    async def close(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            with contextlib.suppress(Exception):
+                transport.send_close()
+            transport.disconnect()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(5):
+                    await transport.wait_disconnected()
+
+
+def _messages(frames: list[Any]) -> list[bytes]:
+    """Frames as messages that the hub takes: as few as can be."""
+    message = f.encode(frames)
+    if len(message) > SENT_BYTES_MAX and len(frames) == 1:
+        raise ValueError(f"it has {len(message)} bytes, and {SENT_BYTES_MAX} are taken at most")
+    if len(message) <= BATCH_BYTES_MAX or len(frames) == 1:
+        return [message]
+    half = len(frames) // 2
+    return _messages(frames[:half]) + _messages(frames[half:])
+
+
+class _Listener(WSListener):  # type: ignore[misc, unused-ignore]
+    def __init__(self, take: Callable[[list[Any]], None], lost: Callable[[str], None]) -> None:
+        self._take = take
+        self._lost = lost
+        self._reason = "the connection broke"
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        kind = frame.msg_type
+        if kind == WSMsgType.BINARY:
+            try:
+                frames = f.decode_from_hub(frame.get_payload_as_bytes())
+            except msgspec.DecodeError as error:
+                self._reason = f"the hub sent what is no frame: {error}"
+                transport.disconnect()
+                return
+            self._take(frames)
+        elif kind == WSMsgType.CLOSE:
+            self._reason = str(frame.get_close_reason() or f"the hub closed it: {frame.get_close_code()}")
+            transport.send_close(frame.get_close_code())
+            transport.disconnect()
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        self._lost(self._reason)
+
+    def pause_writing(self) -> None:
+        """Nothing: what is sent is queued. Without this method it is logged as a warning."""
+
+    def resume_writing(self) -> None:
+        """Nothing."""
+
+
+class HubsEnd(Protocol):
+    """The hub's end of a connection in its own process."""
+
+    def receive(self, received: list[Any]) -> None:
+        """Take frames of the client."""
+        ...
+
+    def stop(self) -> None:
+        """The client is gone."""
+        ...
+
+
+class Local:
+    """A connection to a hub in this process. ``enter`` is given the way to the client, and returns the hub's end."""
+
+    def __init__(self, enter: Callable[[Any], HubsEnd]) -> None:
+        self._enter = enter
+        self._end: HubsEnd | None = None
+        self._lost: Callable[[str], None] = _ignore
+
+    async def open(self, take: Callable[[list[Any]], None], lost: Callable[[str], None]) -> None:
+        self._lost = lost
+        self._end = self._enter(_LocalWire(take, self.drop))
+
+    @property
+    def connected(self) -> bool:
+        return self._end is not None
+
+    def send(self, frames: list[Any]) -> None:
+        if self._end is not None:
+            self._end.receive(frames)
+
+    def drop(self, reason: str) -> None:
+        """Break it, as a network may."""
+        end, self._end = self._end, None
+        if end is not None:
+            end.stop()
+            self._lost(reason)
+
+    async def close(self) -> None:
+        self._lost = _ignore
+        self.drop("")
+
+
+class _LocalWire:
+    """What the hub sees of a client in its own process."""
+
+    def __init__(self, take: Callable[[list[Any]], None], closed: Callable[[str], None]) -> None:
+        self.send = take
+        self._closed = closed
+
+    def ping(self) -> None:
+        return None
+
+    def close(self, _code: int, reason: str) -> None:
+        self._closed(reason)
+
+
+def _ignore(_what: Any) -> None:
+    return None
+
+
+class Channels:
+    """Channels of one client. ``retry_s``: for how long a lost connection is tried again; None: for ever."""
+
+    def __init__(self, link: Link, *, retry_s: float | None = 60.0) -> None:
+        self._link = link
+        self._retry_s = retry_s
+        self._entries: dict[int, Entry] = {}
+        self._number = 0
+        self._out: list[Any] = []
+        self.connected = False
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+        self.on_connected: Callable[[], None] | None = None
+        """Called with each connection that is made, before anything else is sent."""
+        self.on_frame: Callable[[Any], None] = _ignore
+        """Given the frames of channel 0."""
+
+    def __repr__(self) -> str:
+        return f"<Channels {'connected' if self.connected else 'not connected'}, {len(self._entries)} open>"
+
+    async def open(self) -> None:
+        """Connect, or connect again at once. Raises :class:`Unreachable` where nobody listens."""
+        self._loop = asyncio.get_running_loop()
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        try:
+            await self._link.open(self._take, self._lost)
+        except OSError as error:
+            raise Unreachable(f"No answer from a hub: {error}. Is it running? `wayside serve` starts one.") from error
+        self._established()
+
+    async def close(self) -> None:
+        """Say what is still to be said, and close."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+        self._flush()
+        self.connected = False
+        await self._link.close()
+        self._end(Unreachable("The client was closed.", code="client-closed"))
+
+    def _established(self) -> None:
+        self.connected = True
+        if self.on_connected is not None:
+            self.on_connected()
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        for entry in list(self._entries.values()):
+            guarded(entry.resume)
+
+    def add(self, entry: Entry) -> int:
+        """A new channel."""
+        self._number += 1
+        self._entries[self._number] = entry
+        return self._number
+
+    @property
+    def count(self) -> int:
+        """How many are open."""
+        return len(self._entries)
+
+    def remove(self, channel: int) -> None:
+        self._entries.pop(channel, None)
+
+    def put(self, frame: Any) -> None:
+        """Send a frame at the end of this turn of the loop."""
+        out = self._out
+        if not out:
+            asyncio.get_running_loop().call_soon(self._flush)
+        out.append(frame)
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if out and self.connected:
+            try:
+                self._link.send(out)
+            except (TypeError, ValueError, OverflowError, RecursionError):  # nothing of it was sent
+                for frame in out:
+                    self._send_one(frame)
+
+    def _send_one(self, frame: Any) -> None:
+        """What cannot be put into a frame fails its own channel, and not the others."""
+        try:
+            self._link.send([frame])
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            entry = self._entries.get(frame.channel)
+            if entry is None:
+                self._report(error)
+            else:
+                refusal = BadRequest(f"This cannot be sent: {error}.", code="not-sendable")
+                entry.take(f.ErrorFrame(frame.channel, refusal.problem()))
+
+    async def ready(self) -> None:
+        """Wait for a connection. Raises :class:`Unreachable` when it is given up."""
+        while not self.connected:  # it may be lost again before whoever waits goes on
+            if self._loop is None:
+                await self.open()
+                return
+            if self._closed:
+                raise Unreachable("The client was closed.", code="client-closed")
+            self._reconnect()
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def _take(self, frames: list[Any]) -> None:
+        entries = self._entries
+        for frame in frames:
+            channel = frame.channel
+            if channel == 0:
+                self.on_frame(frame)
+                continue
+            entry = entries.get(channel)
+            if entry is not None:
+                try:
+                    entry.take(frame)
+                except Exception as error:
+                    self._report(error)
+
+    def _report(self, error: Exception) -> None:
+        if self._loop is not None:
+            self._loop.call_exception_handler({"message": "a frame was not understood", "exception": error})
+
+    def _lost(self, reason: str) -> None:
+        if not self.connected:
+            return
+        self.connected = False
+        self._out.clear()
+        if self._closed:
+            return
+        error = Unreachable(f"The connection to the hub was lost: {reason}.", code="connection-lost")
+        staying = False
+        for channel, entry in list(self._entries.items()):
+            if entry.lost(error, True):
+                staying = True
+            else:
+                self._entries.pop(channel, None)
+        if staying or self._retry_s is None:
+            self._reconnect()
+
+    def _reconnect(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._try_again())
+
+    async def _try_again(self) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        delay = RECONNECT_S
+        while not self._closed:
+            await asyncio.sleep(random.uniform(0, delay))
+            delay = min(delay * 2, RECONNECT_S_MAX)
+            try:
+                await self._link.open(self._take, self._lost)
+            except OSError as error:
+                if self._retry_s is not None and loop.time() - began > self._retry_s:
+                    self._end(Unreachable(f"No hub was reachable for {self._retry_s:g} s: {error}."))
+                    return
+                continue
+            except Refusal as refusal:
+                self._end(refusal)
+                return
+            self._established()
+            return
+
+    def _end(self, error: Exception) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+        entries, self._entries = self._entries, {}
+        for entry in entries.values():
+            entry.lost(error, False)
+
+
+SUBMITTED_MAX = 4096
+"""Channels beyond which a call that was submitted keeps none."""
+CREDIT = 256
+"""Records that a follower lets the hub be ahead."""
+
+
+class Answer:
+    """A channel that is answered once."""
+
+    __slots__ = ("_channels", "_frame", "_future", "_repeat", "channel", "sent")
+
+    def __init__(self, channels: Channels, repeat: bool) -> None:
+        self._channels = channels
+        self._future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._repeat = repeat
+        """Whether it may be said again on another connection."""
+        self._frame: Any = None
+        self.channel = channels.add(self)
+
+    def send(self, frame: Any) -> asyncio.Future[Any]:
+        self._frame = frame
+        self._channels.put(frame)
+        return self._future
+
+    def take(self, frame: Any) -> None:
+        if self._repeat and _later(frame):
+            return
+        self._channels.remove(self.channel)
+        if not self._future.done():
+            if type(frame) is f.ErrorFrame:
+                self._future.set_exception(refusal_of(frame.problem))
+            else:
+                self._future.set_result(frame)
+
+    def lost(self, error: Exception, again: bool) -> bool:
+        if self._repeat and again:
+            return True
+        if not self._future.done():
+            if not self._repeat:
+                detail = getattr(error, "detail", str(error))
+                error = UnknownOutcome(
+                    f"{detail} It may have been done, or not: look, or send it with an idempotency key."
+                )
+            self._future.set_exception(error)
+        return False
+
+    def resume(self) -> None:
+        if self._future.done():
+            self._channels.remove(self.channel)
+        else:
+            self._channels.put(self._frame)
+
+    def leave(self) -> None:
+        """Nobody waits any more."""
+        self._channels.remove(self.channel)
+        self._channels.put(f.LeaveFrame(self.channel))
+
+
+class Submitted:
+    """The channel of a call that was submitted: first its name, then its answer."""
+
+    def __init__(self, channels: Channels, keyed: bool) -> None:
+        loop = asyncio.get_running_loop()
+        self._channels = channels
+        self._keyed = keyed
+        self.accepted: asyncio.Future[str] = loop.create_future()
+        self.ended: asyncio.Future[Any] = loop.create_future()
+        self.frame: Any = None
+        self.channel = channels.add(self)
+
+    def take(self, frame: Any) -> None:
+        kind = type(frame)
+        if kind is f.AcceptedFrame:
+            if not self.accepted.done():
+                self.accepted.set_result(frame.id)
+            if self._channels.count > SUBMITTED_MAX:  # the hub bounds them: its answer is asked for by its name
+                self.ended.set_result(None)
+                self._channels.remove(self.channel)
+                self._channels.put(f.LeaveFrame(self.channel))
+            return
+        if self._keyed and not self.accepted.done() and _later(frame):
+            return
+        self._channels.remove(self.channel)
+        if not self.accepted.done():
+            self.accepted.set_exception(refusal_of(frame.problem) if kind is f.ErrorFrame else _odd(frame))
+        elif not self.ended.done():
+            self.ended.set_result(frame)
+
+    def lost(self, error: Exception, again: bool) -> bool:
+        if not self.accepted.done():
+            if self._keyed and again:
+                return True
+            detail = getattr(error, "detail", str(error))
+            self.accepted.set_exception(
+                error if self._keyed else UnknownOutcome(f"{detail} The call may have been taken, or not.")
+            )
+        if not self.ended.done():
+            self.ended.set_result(None)  # whoever wants the answer asks for it by its name
+        return False
+
+    def resume(self) -> None:
+        self._channels.put(self.frame)
+
+
+def _later(frame: Any) -> bool:
+    """Whether the hub stops: it took nothing, closes the connection, and is to be asked again on the next."""
+    return type(frame) is f.ErrorFrame and frame.problem.get("code") == "stopping" and "call" not in frame.problem
+
+
+def _odd(frame: Any) -> Exception:
+    return UnknownOutcome(f"The hub answered with {type(frame).__name__}.")
+
+
+class Row(msgspec.Struct, array_like=True, gc=False):
+    """A record as it comes."""
+
+    offset: str
+    """After it."""
+    data: bytes
+    meta: Meta | None = None
+
+
+class Following:
+    """A follower's channel, which resumes on another connection."""
+
+    def __init__(
+        self, channels: Channels, stream: str, offset: str, *, call: bool, options: f.FollowOptions | None = None
+    ) -> None:
+        self._channels = channels
+        self._stream = stream
+        self._call = call
+        self._options = options
+        self._held: deque[Row] = deque()
+        self._changed = asyncio.Event()
+        self._spent = 0
+        self._ended = ""
+        self._error: Exception | None = None
+        self.content_type = ""
+        self.offset = offset
+        self.channel = channels.add(self)
+        self.resume()
+
+    def resume(self) -> None:
+        self._held.clear()
+        self._spent = 0
+        self._channels.put(f.FollowFrame(self.channel, self._stream, self.offset, CREDIT, self._call, self._options))
+
+    def take(self, frame: Any) -> None:
+        kind = type(frame)
+        if kind is f.RecordsFrame:
+            self._held.extend(_rows(frame.records))
+        elif kind is f.FollowingFrame:
+            self.content_type = frame.content_type
+            if self.offset in ("-1", "now"):
+                self.offset = frame.offset
+        elif kind is f.EndFrame:
+            if frame.reason in ("closed", "deleted", "complete"):
+                self._ended = frame.reason
+                self._channels.remove(self.channel)
+            elif frame.reason == "lagged":
+                self._error = Lagged(
+                    f"The reader of {self._stream} was too far behind. Read on from {frame.offset}, or afresh from now.",
+                    fields={"offset": frame.offset},
+                )
+                self._channels.remove(self.channel)
+        elif kind is f.ErrorFrame and not _later(frame):
+            self._error = refusal_of(frame.problem)
+            self._channels.remove(self.channel)
+        self._changed.set()
+
+    def lost(self, error: Exception, again: bool) -> bool:
+        if again and not self._ended and self._error is None:
+            return True
+        self._error = self._error or error
+        self._changed.set()
+        return False
+
+    async def records(self) -> AsyncGenerator[Row, None]:
+        """What is in it, until it is closed."""
+        try:
+            while True:
+                while self._held:
+                    row = self._held.popleft()
+                    self.offset = row.offset
+                    self._spent += 1
+                    if self._spent >= CREDIT // 2:
+                        self._channels.put(f.CreditFrame(self.channel, self._spent))
+                        self._spent = 0
+                    yield row
+                if self._error is not None:
+                    raise self._error
+                if self._ended:
+                    return
+                self._changed.clear()
+                await self._changed.wait()
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        if not self._ended and self._error is None:
+            self._ended = "left"
+            self._channels.remove(self.channel)
+            if self._channels.connected:
+                self._channels.put(f.LeaveFrame(self.channel))
+
+
+_rows = msgspec.msgpack.Decoder(list[Row]).decode

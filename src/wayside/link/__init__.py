@@ -1,0 +1,1 @@
+"""What goes over the one connection to a hub."""

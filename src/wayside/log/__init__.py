@@ -1,1 +1,0 @@
-"""The embedded engine: streams in memory, and in SQLite with group commit."""

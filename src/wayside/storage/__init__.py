@@ -1,0 +1,1 @@
+"""Where records live: one file, or one package, for each engine."""

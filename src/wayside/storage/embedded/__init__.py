@@ -1,0 +1,1 @@
+"""The engine that keeps records on the local disk, in SQLite."""

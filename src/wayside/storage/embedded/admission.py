@@ -1,0 +1,227 @@
+"""Whether a stream takes an append: what the protocol checks, in its order, before anything is queued.
+
+Checked against all that was accepted before it, committed or not. Nothing here changes anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from wayside.core.callbacks import guarded
+from wayside.core.clock import Clock
+from wayside.core.errors import BadRequest, Conflict, Fenced, Refusal
+from wayside.core.limits import Limits
+from wayside.core.records import Append, Appended, Meta, Producer, Spool, media_type
+from wayside.storage.embedded.stream import Stream
+
+
+def check(stream: Stream, append: Append) -> Appended | None:
+    """Whether an append is accepted: None if so, its answer if it was appended before; else raises a refusal.
+
+    The order of the checks is the protocol's (section 5.2): fencing, closed, content type, sequence.
+    """
+    producer = append.producer
+    plain = producer is None and append.seq is None and not stream.closing
+    if plain and append.content_type == stream.config.content_type:
+        return None
+    known = stream.producers.get(producer.id) if producer else None
+    if producer and known and producer.epoch < known[0]:
+        raise Fenced(
+            f"Producer {producer.id!r} is at epoch {known[0]}; {producer.epoch} is over. "
+            "Another instance has taken over: stop, or begin anew with a higher epoch.",
+            headers={"Producer-Epoch": str(known[0])},
+            fields={"epoch": known[0]},
+        )
+    if stream.closing:
+        if (producer and producer == stream.closed_by) or (producer is None and append.close and not _has_body(append)):
+            return Appended(*stream.offset(stream.next), closed=True, duplicate=True, producer=producer)
+        raise Conflict(
+            f"{stream.path} is closed: nothing can be appended any more.",
+            code="stream-closed",
+            headers={"Stream-Closed": "true", "Stream-Next-Offset": str(stream.offset(stream.next))},
+        )
+    said = append.records is None or append.content_type is not None  # who has cut it up knows what the stream is
+    if said and _has_body(append) and append.content_type != stream.config.content_type:
+        _check_content_type(stream, append.content_type)
+    if producer:
+        if known is None or producer.epoch > known[0]:
+            if producer.seq != 0:
+                if known is not None:
+                    raise BadRequest(
+                        f"Epoch {producer.epoch} of producer {producer.id!r} is new: its first seq must be 0, "
+                        f"not {producer.seq}.",
+                        code="producer-epoch-start",
+                    )
+                raise _gap(producer, 0)
+        elif producer.seq <= known[1]:
+            return Appended(
+                *stream.offset(stream.next), duplicate=True, producer=Producer(producer.id, known[0], known[1])
+            )
+        elif producer.seq != known[1] + 1:
+            raise _gap(producer, known[1] + 1)
+    if append.seq is not None and stream.seq is not None and append.seq.encode() <= stream.seq.encode():
+        raise Conflict(
+            f"Stream-Seq {append.seq!r} does not come after {stream.seq!r}, the last one, byte by byte.",
+            code="seq-regression",
+            fields={"last_seq": stream.seq},
+        )
+    return None
+
+
+def _has_body(append: Append) -> bool:
+    return bool(append.records) or isinstance(append.body, Spool) or bool(append.body)
+
+
+def _check_content_type(stream: Stream, content_type: str | None) -> None:
+    if content_type is None:
+        raise BadRequest(
+            f"Say what the body is: {stream.path} takes Content-Type: {stream.config.content_type}.",
+            code="content-type-missing",
+        )
+    if media_type(content_type) != media_type(stream.config.content_type):
+        raise Conflict(
+            f"{stream.path} takes {stream.config.content_type}, not {content_type}. Send it with that Content-Type.",
+            code="content-type-mismatch",
+            fields={"content_type": stream.config.content_type},
+        )
+
+
+def _gap(producer: Producer, expected: int) -> Conflict:
+    return Conflict(
+        f"Producer {producer.id!r} sent seq {producer.seq}; {expected} is next. Send what is missing first.",
+        code="producer-gap",
+        headers={"Producer-Expected-Seq": str(expected), "Producer-Received-Seq": str(producer.seq)},
+    )
+
+
+Again = Callable[[Refusal | None], None]
+"""Called when the ids of a stream are known, or with why they cannot be read."""
+Seen = dict[str, tuple[int, float]]
+"""Message id to the position after its record, and until when it is remembered (monotonic seconds); oldest first."""
+Found = list[tuple[str, int, int]]
+"""Message ids of records as (id, position after the record, wall-clock milliseconds), newest first."""
+
+
+def identity_of(append: Append) -> str:
+    """The message id of an append, or "". Raises :class:`BadRequest` where it has a producer too."""
+    meta = append.meta
+    metas = () if meta is None else (meta,) if isinstance(meta, Meta) else meta.values()
+    identity = next((known.id for known in metas if known.id), "")
+    if identity and append.producer is not None:
+        raise BadRequest(
+            "Producer-Id and Wayside-Message-Id each say what a duplicate is: use one of them.",
+            code="message-id-producer",
+        )
+    return identity
+
+
+def require_one(count: int) -> None:
+    """Raise :class:`BadRequest` where an append with a message id has not one record, but ``count``."""
+    if count != 1:
+        raise BadRequest(
+            f"A message id names one record, and this append has {count}. Send them with POST /v1/publish, each with an "
+            "id of its own, or one at a time.",
+            code="message-id-records",
+        )
+
+
+class Dedupe:
+    """``load(stream, since_ms, count_max)`` reads ids from the disk; None where there is none."""
+
+    def __init__(
+        self, clock: Clock, limits: Limits, load: Callable[[Stream, int, int], Awaitable[Found]] | None
+    ) -> None:
+        self._clock = clock
+        self._window_s = limits.dedupe_window_s
+        self._count_max = limits.dedupe_ids_max
+        self._load = load
+        self._order: deque[tuple[float, Seen, str]] = deque()
+        """All that is remembered, about oldest first."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def settle(self) -> None:
+        """Wait for what is being read."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def find(self, stream: Stream, identity: str) -> int | None:
+        """The position after the record that had the id; None where there is none, or none that is remembered."""
+        assert stream.seen is not None
+        end, until = stream.seen.get(identity, (None, 0.0))
+        return end if until > self._clock.monotonic() else None
+
+    def note(self, stream: Stream, identity: str) -> None:
+        """The newest record of ``stream`` has the id."""
+        assert stream.seen is not None
+        now = self._clock.monotonic()
+        self._remember(stream.seen, identity, stream.next, now + self._window_s)
+        order = self._order
+        while order and order[0][0] <= now:
+            until, seen, oldest = order.popleft()
+            if oldest in seen and seen[oldest][1] <= until:
+                del seen[oldest]
+
+    def _remember(self, seen: Seen, identity: str, end: int, until: float) -> None:
+        seen.pop(identity, None)
+        seen[identity] = (end, until)
+        self._order.append((until, seen, identity))
+        if len(seen) > self._count_max:
+            del seen[next(iter(seen))]
+
+    def wait(self, stream: Stream, again: Again, *, identified: bool) -> bool:
+        """Whether an append has to wait, ``identified`` if it has an id; then ``again`` is called later."""
+        if stream.waiting is None:
+            if stream.seen is not None or not identified:
+                return False
+            since_ms = self._clock.wall_ms() - int(self._window_s * 1000)
+            found = _in_memory(stream, since_ms)
+            first = stream.batches[0].time_ms if stream.batches else self._clock.wall_ms()
+            behind = max(stream.start, stream.own_start) < stream.cache_from and first >= since_ms
+            if not behind or stream.memory or self._load is None:
+                self._adopt(stream, found)
+                return False
+            stream.waiting = []
+            stream.plain = False
+            task = asyncio.get_running_loop().create_task(self._read(stream, since_ms, found))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        stream.waiting.append(again)
+        return True
+
+    async def _read(self, stream: Stream, since_ms: int, found: Found) -> None:
+        assert self._load is not None
+        refusal: Refusal | None = None
+        try:
+            self._adopt(stream, [*found, *await self._load(stream, since_ms, self._count_max)])
+        except Refusal as error:
+            refusal = error
+        waiting, stream.waiting = stream.waiting or [], None
+        stream.plain = not stream.json
+        for again in waiting:
+            guarded(lambda again=again: again(refusal))  # type: ignore[misc]
+
+    def _adopt(self, stream: Stream, found: Found) -> None:
+        """Remember what was found, newest first, for what is left of its time."""
+        now, now_ms = self._clock.monotonic(), self._clock.wall_ms()
+        newest: dict[str, tuple[int, int]] = {}
+        for identity, end, time_ms in found[: self._count_max]:
+            newest.setdefault(identity, (end, time_ms))
+        seen: Seen = {}
+        for identity, (end, time_ms) in reversed(newest.items()):
+            left = min(self._window_s, self._window_s - (now_ms - time_ms) / 1000)
+            if left > 0:
+                self._remember(seen, identity, end, now + left)
+        stream.seen = seen
+
+
+def _in_memory(stream: Stream, since_ms: int) -> Found:
+    found: Found = []
+    for batch in reversed(stream.batches):
+        if batch.time_ms < since_ms:
+            break
+        for index, meta in sorted((batch.meta or {}).items(), reverse=True):
+            if meta.id:
+                found.append((meta.id, batch.position + index + 1, batch.time_ms))
+    return found

@@ -1,0 +1,1 @@
+"""What the hub makes of any engine: followers, unions, delays, presence."""

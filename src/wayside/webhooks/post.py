@@ -1,0 +1,267 @@
+"""One POST to a URL that somebody else chose: where it may go at all, and how it goes there.
+
+The host's name is looked up once, all of its addresses are checked, and the connection goes to one that was: a name
+server that answers differently the next time gains nothing. What is posted, and whether again, is not known here.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import ipaddress
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, cast
+from urllib.parse import urlsplit
+
+from wayside.core.errors import BadRequest
+
+__all__ = ["Answer", "Direct", "Resolver", "Target", "Transport", "Unreachable", "is_public", "resolve", "target_of"]
+
+URL_CHARS_MAX = 2048
+"""As long as proxies and logs take for certain."""
+RESPONSE_BYTES_MAX = 16 * 1024
+"""What is read of an answer, wanted or not: closing a socket with unread bytes resets the connection, which the
+receiver would see as a failure."""
+ADDRESSES_MAX = 4
+"""Addresses of one host that are tried in one attempt."""
+SEND_BYTES = 64 * 1024
+"""Sent in one call, so that the deadline is looked at in between."""
+DETAIL_CHARS_MAX = 200
+"""Of an error's text, which may quote the receiver."""
+
+# -- where it may go
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""All IPv6 addresses that are given out (IANA, Internet Protocol Version 6 Address Space)."""
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+"""IPv4 addresses as seen through a translator (RFC 6052 section 2.1)."""
+_REFUSED = [
+    ipaddress.ip_network(network)
+    for network in (
+        "192.0.0.0/24",  # protocol assignments (RFC 6890)
+        "192.88.99.0/24",  # 6to4 relays (RFC 7526)
+        "2001::/23",  # protocol assignments, Teredo among them (RFC 2928)
+        "3fff::/20",  # documentation (RFC 9637)
+    )
+]
+"""Those that ``ipaddress`` takes for global, in one version of Python or another."""
+
+
+def is_public(address: str | Address) -> bool:
+    """Whether a request may go to this IP address: it is a public host's, and so is every IPv4 address inside it.
+
+    Private, loopback, link-local, shared, multicast, reserved and documentation addresses are not public; an IPv4 address
+    that is mapped into IPv6 (RFC 4291), or reached through 6to4 (RFC 3056) or NAT64 (RFC 6052), is judged as itself.
+    Raises ``ValueError`` for what is not an IP address.
+    """
+    address = ipaddress.ip_address(address)
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+        if inner is not None:
+            return is_public(inner)
+        if address not in _UNICAST:
+            return False
+    return address.is_global and not address.is_multicast and not any(address in network for network in _REFUSED)
+
+
+class Target(NamedTuple):
+    """What a URL says, taken apart once."""
+
+    secure: bool
+    authority: str
+    host: str
+    """In lower case, without brackets and without a final full stop."""
+    literal: Address | None
+    """The address that ``host`` is, in whatever notation."""
+    port: int
+    path: str
+
+
+_VISIBLE = re.compile(r"[!#-\[\]-~]+", re.ASCII)
+"""Printable ASCII without blanks, quotes and the backslash, which clients read in different ways."""
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_AUTHORITY = re.compile(rf"(\[[0-9A-Fa-f:.]+\]|{_LABEL}(?:\.{_LABEL})*\.?)(?::([0-9]{{0,5}}))?", re.ASCII)
+
+
+def target_of(url: str, *, allow_private: bool) -> Target:
+    """Take a callback's URL apart; raises :class:`BadRequest` (``callback-url``) where it can never be sent to."""
+    try:
+        return _take_apart(url, allow_private)
+    except ValueError as error:
+        raise BadRequest(f"{url[:200]!r} cannot be a callback: {error}.", code="callback-url") from error
+
+
+def _take_apart(url: str, allow_private: bool) -> Target:
+    if len(url) > URL_CHARS_MAX:
+        raise ValueError(f"it has {len(url)} characters, and at most {URL_CHARS_MAX} are allowed")
+    if not _VISIBLE.fullmatch(url):
+        raise ValueError("a URL is printable ASCII; write other characters as %XX, and those of a host as xn--")
+    scheme, authority, path, query, _ = urlsplit(url)
+    if scheme not in ("http", "https"):
+        raise ValueError("it begins neither with https:// nor with http://")
+    if "@" in authority:
+        raise ValueError("credentials do not belong into it; pushes are signed")
+    match = _AUTHORITY.fullmatch(authority)
+    if match is None:
+        raise ValueError("there is no valid host in it")
+    port = int(match[2] or (443 if scheme == "https" else 80))
+    if not 0 < port < 65536:
+        raise ValueError("a port is from 1 to 65535")
+    host = match[1].lower().removesuffix(".")
+    literal = _literal(host)
+    local = host == "localhost" or host.endswith(".localhost")
+    if not allow_private and (local or (literal is not None and not is_public(literal))):
+        raise ValueError("its address is not public")
+    path = (path or "/") + (f"?{query}" if query else "")
+    return Target(scheme == "https", authority.removesuffix(":"), host.strip("[]"), literal, port, path)
+
+
+def _literal(host: str) -> Address | None:
+    """The address that a host is: also as 127.1, 0x7f000001 or 2130706433, which resolvers take for 127.0.0.1."""
+    if host.startswith("["):
+        return ipaddress.IPv6Address(host[1:-1])
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    except OSError:
+        return None
+
+
+# -- going there
+
+
+class Answer(NamedTuple):
+    """What a receiver answered."""
+
+    status: int
+    retry_after: str | None = None
+    """The header field, as it came."""
+    body: bytes = b""
+    """What was read of it: for those whose receivers answer with something."""
+
+
+class Unreachable(Exception):
+    """There was no answer; the text says why."""
+
+
+Transport = Callable[[str, Mapping[str, str], bytes], Answer]
+"""Posts a body with header fields to a URL, in a thread that it may block; raises :class:`Unreachable`."""
+Resolver = Callable[[str, int], Sequence[str]]
+"""The addresses of a host, for a port; raises ``OSError``."""
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """Ask the system's resolver."""
+    return [str(found[4][0]) for found in socket.getaddrinfo(host.encode(), port, type=socket.SOCK_STREAM)]
+
+
+class Direct:
+    """The transport of every day: HTTP/1.1 to the address that was checked, without proxies and redirects.
+
+    ``timeout_s`` bounds an attempt after the name was looked up, all of it, however slowly bytes come. ``tls`` is made
+    from the system's certificates if it is not given.
+    """
+
+    def __init__(
+        self,
+        *,
+        allow_private: bool = False,
+        timeout_s: float = 10.0,
+        resolve: Resolver = resolve,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._allow_private = allow_private
+        self._timeout_s = timeout_s
+        self._resolve = resolve
+        self._tls = tls
+
+    def __call__(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        try:
+            target = target_of(url, allow_private=self._allow_private)
+            addresses = self._addresses(target)
+            deadline = time.monotonic() + self._timeout_s  # sockets know no other clock
+            with _connect(addresses, target.port, deadline) as sock:
+                if not target.secure:
+                    return _exchange(_Channel(sock, deadline), target, headers, body)
+                self._tls = self._tls or ssl.create_default_context()
+                with self._tls.wrap_socket(sock, server_hostname=target.host) as secured:
+                    return _exchange(_Channel(secured, deadline), target, headers, body)
+        except (OSError, http.client.HTTPException, BadRequest) as error:
+            raise Unreachable(f"{type(error).__name__}: {error}"[:DETAIL_CHARS_MAX]) from error
+
+    def _addresses(self, target: Target) -> list[str]:
+        """Where the host is. One address that is not public spoils all."""
+        if target.literal is not None:
+            return [str(target.literal)]
+        addresses = list(dict.fromkeys(self._resolve(target.host, target.port)))
+        if not self._allow_private and not all(map(is_public, addresses)):
+            raise Unreachable(f"{target.host} has an address that is not public.")  # which one is nobody's business
+        if not addresses:
+            raise Unreachable(f"{target.host} has no address.")
+        return addresses[:ADDRESSES_MAX]
+
+
+def _connect(addresses: list[str], port: int, deadline: float) -> socket.socket:
+    """Connect to the first address that answers; each has an even share of the time that is left."""
+    for left in range(len(addresses), 0, -1):
+        try:
+            sock = socket.create_connection((addresses[-left], port), _remaining(deadline) / left)  # looks nothing up
+            sock.settimeout(_remaining(deadline))
+            return sock
+        except OSError:
+            if left == 1:
+                raise
+    raise AssertionError("there is an address")
+
+
+def _remaining(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
+
+
+class _Channel(io.RawIOBase):
+    """A socket as ``http.client`` reads it: everything ends by one deadline, where a socket's own timeout begins anew with
+    every byte."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._sock.settimeout(_remaining(self._deadline))
+        return self._sock.recv_into(buffer)
+
+    def sendall(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            self._sock.settimeout(_remaining(self._deadline))
+            view = view[self._sock.send(view[:SEND_BYTES]) :]
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+
+def _exchange(channel: _Channel, target: Target, headers: Mapping[str, str], body: bytes) -> Answer:
+    fields = {"Host": target.authority, "Connection": "close", "Content-Length": str(len(body)), **headers}
+    lines = [f"POST {target.path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+    channel.sendall("\r\n".join(lines).encode("ascii") + body)
+    response = http.client.HTTPResponse(cast(socket.socket, channel), method="POST")
+    with response:
+        response.begin()
+        answered = b""
+        with suppress(OSError, http.client.HTTPException):  # the status is what counts
+            answered = response.read(RESPONSE_BYTES_MAX)
+        return Answer(response.status, response.getheader("Retry-After"), answered)

@@ -1,0 +1,451 @@
+"""Subscriptions of the Durable Streams protocol (sections 6 and 7): durable cursors in streams, which wake workers.
+
+Each is a stream of events, ``__ds/subscriptions/ID``; which streams its pattern means is not kept, but seen. How workers
+are told is in :mod:`wayside.webhooks.wakes`, what may be done when in :mod:`wayside.webhooks.subscription`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import msgspec
+
+from wayside.core.callbacks import Done
+from wayside.core.errors import BadRequest, NotFound, Refusal, TooMany
+from wayside.core.globs import Glob
+from wayside.core.records import JSON, Appended, Create, StreamConfig, is_reserved, require_path
+from wayside.webhooks.keys import Keys, Seeds
+from wayside.webhooks.post import target_of
+from wayside.webhooks.subscription import (
+    BEFORE_FIRST,
+    Acked,
+    Claimed,
+    Config,
+    Event,
+    Kind,
+    Linked,
+    Moved,
+    Opened,
+    Released,
+    Subscription,
+    Unlinked,
+    decode,
+    encode,
+    globs_of,
+    refused,
+)
+from wayside.webhooks.wakes import RELOAD_S, SUBSCRIPTIONS, Entry, Wakes, new_wake
+
+__all__ = ["Confirmed", "Subscriptions", "Work", "require_url"]
+
+KEYS = "__ds/keys"
+"""The hub's seeds, in the one record of it. No one but the hub reads it."""
+PAGE = 1000
+SUBSCRIPTIONS_MAX = 10_000
+"""Each is told of every change of the streams that it means."""
+NAMES_MAX = 10_000
+"""Streams that one names, when it is created or at a time later; a pattern may mean any number."""
+
+
+class Confirmed(NamedTuple):
+    """What became of a creation."""
+
+    new: bool
+    state: Subscription
+
+
+class Work(NamedTuple):
+    """What a worker says of its work: the wake that it was given, and what it has processed."""
+
+    token: str
+    wake: object
+    generation: object
+    acks: Sequence[tuple[str, str]] = ()
+    """Streams and offsets; each is processed up to it."""
+    done: bool = False
+
+
+def require_url(url: str, *, allow_private: bool) -> None:
+    """Raise the refusal ``WEBHOOK_URL_REJECTED`` for a receiver that may not be told: only ``https`` leaves this machine,
+    and only public addresses are told unless ``allow_private`` (section 6.2). Names are looked up with each attempt."""
+    try:
+        target = target_of(url, allow_private=allow_private)
+    except BadRequest as error:
+        raise refused("WEBHOOK_URL_REJECTED", error.detail.replace("be a callback", "be a webhook", 1)) from error
+    here = target.host == "localhost" or (target.literal is not None and target.literal.is_loopback)
+    if not target.secure and not here:
+        raise refused(
+            "WEBHOOK_URL_REJECTED", f"{url[:200]!r} cannot be a webhook: use https. http is for this machine alone."
+        )
+
+
+class Subscriptions(Wakes):
+    """The subscriptions of one hub. ``done`` of each change gets its result once it is on disk, or an exception; what can
+    be refused at once is raised. With ``allow_private`` receivers may be on this machine and its networks."""
+
+    def __init__(self, *parts: Any, allow_private: bool = False, **more: Any) -> None:
+        super().__init__(*parts, **more)
+        self._allow_private = allow_private
+        self._wanting_keys: list[Done] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Subscriptions {len(self.entries)}>"
+
+    # -- life
+
+    async def start(self) -> None:
+        """Take up what the hub knew before. Its log is open."""
+        with contextlib.suppress(NotFound):
+            for record in await self._records(KEYS):
+                self._keys = Keys(msgspec.json.decode(record, type=Seeds))
+        after = ""
+        while infos := self._log.list(SUBSCRIPTIONS, after, PAGE):
+            after = infos[-1].path
+            for info in infos:
+                with contextlib.suppress(NotFound):
+                    state, events = await self._read(info.path)
+                    entry = self.entries[state.id] = Entry(state)
+                    entry.events = events
+        for entry in list(self.entries.values()):
+            self._watch(entry)
+            self.arm(entry)
+
+    async def _records(self, path: str) -> list[bytes]:
+        stream = self._log.find(path, touch=False)
+        at, records = stream.start, []
+        while at < stream.tail:
+            for batch in await stream.read(at, self._log.limits.read_bytes_max):
+                at = batch.end
+                records += batch.records
+        return records
+
+    async def _read(self, path: str) -> tuple[Subscription, int]:
+        """A subscription as its stream has it, and how many records those are. Raises :class:`NotFound` where there is
+        none. What is before its last snapshot may be there, or not, or in part."""
+        state: Subscription | None = None
+        records = await self._records(path)
+        for record in records:
+            event = decode(record)
+            if state is not None:
+                state.apply(event)
+            elif isinstance(event, Opened):
+                state = Subscription(event)
+        if state is None:
+            raise NotFound(f"There is no subscription in {path}.")
+        return state, len(records)
+
+    def reload(self, entry: Entry) -> None:
+        async def reload() -> None:
+            try:
+                state, entry.events = await self._read(entry.path)
+            except NotFound:
+                self._forget(entry)
+            except Refusal:
+                self._timers.after(RELOAD_S, partial(self.reload, entry))
+            else:
+                if not entry.gone:
+                    entry.state = state
+                    entry.doubtful = False
+                    self._watch(entry)
+                    self.arm(entry)
+
+        if not entry.gone and not self._stopped:
+            task = asyncio.get_running_loop().create_task(reload())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _watch(self, entry: Entry) -> None:
+        """Be told of all streams that a subscription means, and see how long they are now."""
+        state = entry.state
+        there = {path for glob in self._globs(entry).values() for path in self._see(entry, glob)}
+        state.keep_only(there)
+
+    def _globs(self, entry: Entry) -> dict[str, Glob]:
+        """What it watches, by the glob's text; watches that it no longer needs are ended."""
+        links = entry.state.links
+        globs = {glob.text: glob for glob in entry.state.globs}
+        globs.update((path, Glob(path)) for path, link in links.items() if link.explicit and path not in globs)
+        for text in [text for text in entry.unwatch if text not in globs]:
+            entry.unwatch.pop(text)()
+        return globs
+
+    def _see(self, entry: Entry, glob: Glob) -> list[str]:
+        """Watch a glob, and see the streams that it matches now; returns their paths."""
+        if glob.text not in entry.unwatch:
+            entry.unwatch[glob.text] = self._log.watch(glob, partial(self.told, entry))
+        state, paths = entry.state, []
+        for each in self._log.tails(glob):
+            paths.append(each.path)
+            if each.path in state.links or state.matches(each.path):
+                state.see(each.path, each.earliest, each.tail)
+        return paths
+
+    def _forget(self, entry: Entry) -> None:
+        entry.gone = True
+        entry.hold()
+        for unwatch in entry.unwatch.values():
+            unwatch()
+        if self.entries.get(entry.state.id) is entry:
+            del self.entries[entry.state.id]
+
+    # -- keys
+
+    def with_keys(self, done: Done) -> None:
+        """``done`` gets the hub's keys, which are made when they are first needed, or an exception."""
+        if self._keys is not None:
+            done(self._keys)
+            return
+        self._wanting_keys.append(done)
+        if len(self._wanting_keys) > 1:
+            return
+        seeds = Seeds.new()
+
+        def made(result: Any) -> None:
+            waiting, self._wanting_keys = self._wanting_keys, []
+            if not isinstance(result, Exception):
+                self._keys = Keys(seeds)
+            for each in waiting:
+                each(result if self._keys is None else self._keys)
+
+        try:
+            self._log.create(KEYS, Create(StreamConfig(JSON), records=[msgspec.json.encode(seeds)]), made)
+        except Refusal as refusal:
+            made(refusal)
+
+    # -- subscriptions
+
+    def entry(self, identity: str) -> Entry:
+        """Raises the refusal ``SUBSCRIPTION_NOT_FOUND``; :class:`~wayside.errors.Overloaded` while it is read again."""
+        entry = self.entries.get(identity)
+        if entry is None or not entry.live:
+            raise refused(
+                "SUBSCRIPTION_NOT_FOUND",
+                f"There is no subscription {identity[:200]!r}. Create it with PUT.",
+            )
+        self.require_sure(entry)
+        return entry
+
+    def put(self, identity: str, config: Config, base: str, done: Done) -> None:
+        """Create a subscription, or confirm it: ``done`` gets :class:`Confirmed`. ``base`` is the URL below which the hub's
+        streams are."""
+        try:
+            require_path(SUBSCRIPTIONS + identity, self._log.limits.path_bytes_max)
+            globs = globs_of(config.pattern) if config.pattern else []
+            streams = [Glob(path) for path in config.streams]
+            if any(is_reserved(path) for path in (config.pattern, config.wake_stream, *config.streams)):
+                raise BadRequest("Paths of the hub's own streams cannot be subscribed to.")
+            if any(not glob.literal for glob in streams):
+                raise BadRequest("streams takes paths of single streams; a glob is a pattern.")
+            if len(streams) > NAMES_MAX:
+                raise BadRequest(f"streams has {len(streams)} names; at most {NAMES_MAX} are allowed. Use a pattern.")
+            if config.wake_stream and not Glob(config.wake_stream).literal:
+                raise BadRequest("wake_stream is one stream.")
+        except BadRequest as error:
+            raise refused("INVALID_REQUEST", error.detail) from error
+        if config.url:
+            require_url(config.url, allow_private=self._allow_private)
+        entry = self.entries.get(identity)
+        if entry is not None:
+            self._confirm(entry, config, base, done)
+            return
+        if len(self.entries) >= SUBSCRIPTIONS_MAX:
+            raise TooMany(
+                f"There are {len(self.entries)} subscriptions, as many as a hub may have. Delete some.",
+                code="too-many-subscriptions",
+            )
+        state = Subscription(Opened(identity, config, base, self._clock.wall_ms()))
+        entry = self.entries[identity] = Entry(state)
+        entry.live = False
+        entry.waiters.append(lambda result: done(result if isinstance(result, Exception) else Confirmed(True, state)))
+        for glob in globs:  # what there is now is not news
+            state.apply(Linked(glob={each.path: str(each.tail) for each in self._log.tails(glob)}))
+        for path in [path for path in state.links if not state.matches(path)]:
+            del state.links[path]
+        state.apply(Linked(explicit=self._tails(config.streams)))
+        self.with_keys(partial(self._create, entry))
+
+    def _confirm(self, entry: Entry, config: Config, base: str, done: Done) -> None:
+        state = entry.state
+        if state.config.digest != config.digest:
+            raise refused(
+                "SUBSCRIPTION_ALREADY_EXISTS",
+                f"There is a subscription {state.id[:200]!r} that is configured otherwise. Delete it first, or take "
+                "another name.",
+            )
+        if not entry.live:
+            entry.waiters.append(done)
+            return
+        self.require_sure(entry)
+        if state.base == base:
+            done(Confirmed(False, state))
+        else:
+            self.keep(entry, [Moved(base)], _then(done, Confirmed(False, state)))
+
+    def _create(self, entry: Entry, keys: Keys | Exception) -> None:
+        def created(result: Any) -> None:
+            waiters, entry.waiters = entry.waiters, []
+            if isinstance(result, Exception):
+                self._forget(entry)
+            else:
+                entry.live = True
+                self._watch(entry)
+                self.look(entry)
+            for each in waiters:
+                each(result if isinstance(result, Exception) else Confirmed(False, entry.state))
+
+        if isinstance(keys, Exception):
+            created(keys)
+            return
+        records = [encode(event) for event in entry.state.events()]
+        entry.events = len(records)
+        try:
+            self._log.create(entry.path, Create(StreamConfig(JSON), records=records), created)
+        except Refusal as refusal:
+            created(refusal)
+
+    def _tails(self, paths: Iterable[str]) -> dict[str, str]:
+        """Cursors at the ends of these streams."""
+        return {
+            path: next((str(each.tail) for each in self._log.tails(Glob(path))), BEFORE_FIRST)
+            for path in dict.fromkeys(paths)
+        }
+
+    def delete(self, identity: str, done: Done) -> None:
+        """Delete a subscription; ``done`` gets None. One that is not there is deleted already."""
+        entry = self.entries.get(identity)
+        if entry is None or not entry.live:
+            done(None)
+            return
+        self._log.delete(entry.path, done)
+        self._forget(entry)
+
+    def link(self, identity: str, paths: Sequence[str], done: Done) -> None:
+        """Add streams by name, each with its cursor at its end now."""
+        entry = self.entry(identity)
+        try:
+            globs = [Glob(path) for path in paths]
+        except BadRequest as error:
+            raise refused("INVALID_REQUEST", error.detail) from error
+        if not all(glob.literal for glob in globs):
+            raise refused("INVALID_REQUEST", "streams takes paths of single streams; a glob is a pattern.")
+        links = entry.state.links
+        new = [path for path in paths if path not in links or not links[path].explicit]
+        if len(new) > NAMES_MAX:
+            raise refused("INVALID_REQUEST", f"These are {len(new)} streams; add at most {NAMES_MAX} at a time.")
+        if not new:
+            done(None)
+            return
+        self.keep(entry, [Linked(explicit=self._tails(new))], done)
+        for path in new:
+            self._see(entry, Glob(path))
+        self.look(entry)
+
+    def unlink(self, identity: str, path: str, done: Done) -> None:
+        """Take back that a stream was named; where the pattern means it, it stays."""
+        entry = self.entry(identity)
+        link = entry.state.links.get(path)
+        if link is None or not link.explicit:
+            done(None)
+            return
+        self.keep(entry, [Unlinked(path)], done)
+        self._globs(entry)
+
+    # -- work
+
+    def claim(self, identity: str, worker: str, done: Done) -> None:
+        """Give a worker the lease; ``done`` gets what it is answered."""
+        entry = self._entry_of(identity, Kind.PULL_WAKE)
+        state = entry.state
+        if state.holder:
+            raise refused(
+                "ALREADY_CLAIMED",
+                f"{state.holder[:200]} holds the lease. Wait for the next wake.",
+                current_holder=state.holder,
+                generation=state.generation,
+            )
+        if not state.pending:
+            if state.wake:  # what it was for is gone: the next work makes another
+                self.keep(entry, [Released()])
+            raise refused("NO_PENDING_WORK", "There is nothing to do. Wait for the next wake.")
+        events: list[Event] = [Claimed(worker)]
+        if not state.wake:
+            woken = state.next_wake(new_wake(), self._clock.wall_ms())
+            assert woken is not None
+            events.insert(0, woken)
+        for event in events:
+            state.apply(event)
+        self._woken += len(events) - 1
+        answer = {
+            "wake_id": state.wake,
+            "generation": state.generation,
+            "token": self.token(state),
+            "streams": state.stream_infos(now=True),
+            "lease_ttl_ms": state.config.lease_ttl_ms,
+        }
+        self.append(entry, events, _then(done, answer))
+        if entry.retry is not None:
+            entry.retry.cancel()
+            entry.retry = None
+        self.lease(entry)
+
+    def ack(self, identity: str, kind: Kind, work: Work, done: Done) -> None:
+        """A worker has processed something, and lives; ``done`` gets what it is answered."""
+        entry = self._working(identity, kind, work)
+        state = entry.state
+        acks = state.acks_of(work.acks)
+        if not work.done:
+            self.lease(entry)
+            answer = {"ok": True, "next_wake": False}
+            if acks:
+                self.keep(entry, [Acked(acks)], _then(done, answer))
+            else:
+                done(answer)
+            return
+        self.end_lease(entry)
+        event = Acked(acks, done=True)
+        state.apply(event)
+        self.append(entry, [event], _then(done, {"ok": True, "next_wake": bool(state.pending)}))
+        self.look(entry)
+
+    def release(self, identity: str, work: Work, done: Done) -> None:
+        """A worker gives the lease back."""
+        entry = self._working(identity, Kind.PULL_WAKE, work)
+        self.end_lease(entry)
+        self.keep(entry, [Released()], done)
+        self.look(entry)
+
+    def _entry_of(self, identity: str, kind: Kind) -> Entry:
+        entry = self.entry(identity)
+        if entry.state.config.type is not kind:
+            actions = "callback" if entry.state.config.type is Kind.WEBHOOK else "claim, ack and release"
+            raise refused(
+                "INVALID_REQUEST", f"This subscription is of type {entry.state.config.type}; it has {actions}."
+            )
+        return entry
+
+    def _working(self, identity: str, kind: Kind, work: Work) -> Entry:
+        """The subscription whose wake a worker works on. Raises ``TOKEN_INVALID``, or ``FENCED`` where it no longer does."""
+        entry = self._entry_of(identity, kind)
+        state = entry.state
+        claims = self._keys.claims(work.token) if self._keys is not None else None
+        if claims is None or claims.get("sub") != state.id:
+            raise refused(
+                "TOKEN_INVALID", "This is no token for this subscription. Use the one that came with the wake."
+            )
+        state.require_current(claims.get("wake"), claims.get("generation"))
+        state.require_current(work.wake, work.generation)
+        return entry
+
+
+def _then(done: Done, answer: object) -> Done:
+    """``done`` with an answer in the place of what the log says."""
+
+    def kept(result: Appended | Exception) -> None:
+        done(result if isinstance(result, Exception) else answer)
+
+    return kept
