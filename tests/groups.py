@@ -18,7 +18,7 @@ from wayside.groups.reading import Reading
 from wayside.groups.registry import Groups
 from wayside.groups.state import GroupState, Member
 from wayside.link.frames import Ack, Extend, Nack, Part, Publish, Settled, Settlement
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 
 __all__ = ["Held", "Puppet", "Stage", "again", "facts"]
 
@@ -123,14 +123,14 @@ class Puppet:
 class Stage:
     """Groups on a disk that can crash, or in memory."""
 
-    def __init__(self, disk: Disk | None, clock: ManualClock, log: EmbeddedLog | None = None) -> None:
+    def __init__(self, disk: Disk | None, clock: ManualClock, log: Streams | None = None) -> None:
         self.disk = disk
         self.clock = clock
         self._log = log
         self._take_up()
 
     @property
-    def log(self) -> EmbeddedLog:
+    def log(self) -> Streams:
         found = self.disk.log if self.disk is not None else self._log
         assert found is not None
         return found

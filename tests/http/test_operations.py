@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.embedded import store_of
 from tests.http.events import EventSource
 from tests.http.harness import JSON, TEXT, Gate, Running, Serve, eventually
 from tests.http.services import offer
@@ -114,7 +115,7 @@ async def test_a_hub_whose_store_has_failed_is_alive_and_not_ready(disk: Running
     def fail(_unit: object) -> None:
         raise OSError(5, "Input/output error")
 
-    store: Any = disk.hub.log.store
+    store: Any = store_of(disk.hub.log)
     store.commit = fail
     assert (await disk.ask("POST", target, TEXT, b"two")).status in (500, 503)
     answer = await disk.ask("GET", "/readyz")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.clock import ManualClock
+from tests.embedded import embedded
 from tests.groups import Held, Puppet, Stage
 from tests.support import Answer, Disk, create, creation, delete, patch_constants, until
 from wayside.core.errors import BadRequest, Conflict, LeaseFenced, NotFound
@@ -16,7 +17,6 @@ from wayside.core.limits import Limits
 from wayside.core.records import JSON, Durability, Meta
 from wayside.groups.events import GroupSpec
 from wayside.link.frames import Ack, Nack, Publish, Settlement
-from wayside.storage.embedded.log import EmbeddedLog
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -29,7 +29,7 @@ async def stage(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClo
         stage.groups.stop()
         await disk.close()
         return
-    log = EmbeddedLog(None, clock=clock)
+    log = embedded(None, clock=clock)
     log.start()
     stage = Stage(None, clock, log)
     yield stage

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.clock import ManualClock
+from tests.embedded import embedded
 from tests.groups import Stage, facts
 from tests.support import (
     BYTES,
@@ -24,7 +25,6 @@ from tests.support import (
 )
 from wayside.core.errors import BadRequest, Conflict
 from wayside.core.records import Durability, Meta
-from wayside.storage.embedded.log import EmbeddedLog
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -37,7 +37,7 @@ async def stage(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClo
         stage.groups.stop()
         await disk.close()
         return
-    log = EmbeddedLog(None, clock=clock)
+    log = embedded(None, clock=clock)
     log.start()
     stage = Stage(None, clock, log)
     yield stage

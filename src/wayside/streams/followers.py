@@ -19,7 +19,7 @@ from wayside.core.records import Batch
 from wayside.streams.contract import Encoding, Sink
 
 if TYPE_CHECKING:
-    from wayside.storage.embedded.stream import Stream
+    from wayside.streams.stream import Stream
 
 
 PACE = 0.25

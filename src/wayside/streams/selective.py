@@ -288,7 +288,7 @@ class Disconnecting(_Selective):
         if self.done or self.cohort is not None:
             return
         waits = self._reading and not self.sink.paused  # for the disk: it is the hub that is behind
-        if self.stream.tail - self.position > self.policy.lag and not waits:
+        if self.stream.records_after(self.position) > self.policy.lag and not waits:
             self.tally.lagged += 1
             self.finish("lagged")
         else:

@@ -26,6 +26,7 @@ import msgspec
 
 from wayside.core.callbacks import Done, asked, guarded, report
 from wayside.core.clock import Clock
+from wayside.core.engine import END, Head
 from wayside.core.errors import Gone, NotFound, Overloaded
 from wayside.core.globs import Glob
 from wayside.core.records import (
@@ -41,10 +42,9 @@ from wayside.core.records import (
     Offset,
     StreamConfig,
 )
-from wayside.storage.embedded.stream import Stream
-from wayside.storage.embedded.tables import END, StreamRow
 from wayside.streams.contract import Log, StreamView
 from wayside.streams.followers import Tally
+from wayside.streams.stream import Stream
 
 __all__ = ["Unwrapped", "unwrap", "wrap"]
 
@@ -371,7 +371,7 @@ class Union:
     def _new_view(self, index: StreamView) -> View:
         config = StreamConfig(content_type=JSON, durability=Durability.MEMORY)
         epoch = index.lineage[0][1]
-        row = StreamRow(epoch, self.glob.text, config, [(0, epoch)])
+        row = Head(epoch, self.glob.text, config, [(0, epoch)])
         return View(row, limits=self._log.limits, clock=self._clock, later=self._read)
 
     def _remember(self, entry: Entry, size: int) -> None:
