@@ -19,12 +19,12 @@ import sys
 import tarfile
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+import wayside
 from tests.compat.asking import CALLBACKS, JSON, SECRET, answer_of, same, sure
 
 APP = "tests.compat.app:hub"
@@ -426,7 +426,7 @@ def answers(data: Path, questions: list[dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def main(target: Path) -> None:
-    assert version("wayside") == "0.1.0"
+    assert not Path(wayside.__file__).is_relative_to(Path(__file__).parents[2]), "this is today's version"
     with tempfile.TemporaryDirectory() as directory:
         data = Path(directory) / "data"
         maker = Maker(data)
