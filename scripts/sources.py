@@ -4,6 +4,7 @@ any revision can be looked at. All imports count, also those in functions and fo
 from __future__ import annotations
 
 import ast
+import builtins
 import io
 import tokenize
 from collections import defaultdict
@@ -13,7 +14,10 @@ from functools import cached_property
 
 PACKAGE = "wayside"
 FUNCTION_LINES_MAX = 60
-FREE = {"Exception", "BaseException", "Struct", "Protocol"}
+ERRORS = {
+    name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, BaseException)
+}
+FREE = {*ERRORS, "Struct", "Protocol"}
 """Whatever descends from these may be inherited from across files: errors, values and contracts."""
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 Graph = Mapping[str, set[str]]
