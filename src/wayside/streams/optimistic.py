@@ -93,7 +93,7 @@ class OptimisticCommits:
 
     async def close(self) -> None:
         """Let what was accepted be answered."""
-        while self._lines:
+        while self._tasks:
             await asyncio.wait(self._tasks)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -44,6 +45,8 @@ from wayside.streams.selective import selective
 from wayside.streams.stream import Stream
 from wayside.streams.union import Unions
 
+EPOCH_BITS = 43
+"""Of those of an engine with several hubs: an offset has room for one more."""
 SHORT_S = 0.002
 """How soon a read is repeated that ended before what is acknowledged."""
 
@@ -299,6 +302,8 @@ class Streams:
     def _take_epoch(self) -> int:
         if self._submits is not None:
             return self._submits.take_epoch()
+        if self._optimistic is not None:  # no other hub of this engine gives the same
+            return 1 << EPOCH_BITS | secrets.randbits(EPOCH_BITS)
         self._epoch = max(self._epoch + 1, self.clock.wall_ms())
         return self._epoch
 
