@@ -191,7 +191,7 @@ async def _after_crash(stage: Stage) -> str:
     assert stage.disk is not None
     await stage.disk.crash()
     stage.groups.stop()
-    stage._take_up()
+    stage.take_up()
     state = await stage.kept()
     (partition,) = state.partitions.values()
     places = {"in-flight": len(partition.leased), "waiting": len(partition.waiting), "dead": len(state.dead)}

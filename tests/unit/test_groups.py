@@ -752,11 +752,11 @@ async def test_many_streams_that_only_the_disk_has(trimmed: Stage, monkeypatch: 
     while member.got:
         held = member.take()
         seen += len(held)
-        assert len(trimmed.group("g").reading._batches) <= 4
+        assert len(trimmed.group("g").reading.fetched) <= 4
         member.grant(3)
         await member.ack(*held)
     assert seen == 60
-    assert not trimmed.group("g").reading._batches
+    assert not trimmed.group("g").reading.fetched
 
 
 async def test_a_stream_that_is_deleted_while_it_is_read(trimmed: Stage) -> None:
@@ -766,13 +766,13 @@ async def test_a_stream_that_is_deleted_while_it_is_read(trimmed: Stage) -> None
     member = Puppet(trimmed, "g", "m")
     trimmed.group("g").join(member.member)
     async with asyncio.timeout(10):
-        while not trimmed.group("g").reading._tasks:  # noqa: ASYNC110 - there is no event to wait for
+        while not trimmed.group("g").reading.busy:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0)
     await delete(trimmed.log, "s")
     await create(trimmed.log, "s", creation("application/octet-stream", body=b"new"))
     await trimmed.settle()
     assert [held.data for held in member.got][-1:] == [b"new"]
     reading = trimmed.group("g").reading
-    assert not reading._batches
-    assert not reading._singles
-    assert not reading._tasks
+    assert not reading.fetched
+    assert not reading.singles
+    assert not reading.busy

@@ -184,7 +184,7 @@ async def test_a_dead_letter_stream_is_as_durable_as_the_group(lasting: Stage, m
     member = await lasting.member()
     await member.begin((), [member.got[0].nack()]).wait()
     await until(lambda: lasting.group("g").stuck)
-    assert lasting.log.find("later").next == 0
+    assert lasting.log.find("later").tail == 0
     await delete(lasting.log, "later")
     await until(lambda: lasting.state().counts["dead"] == 1)
 
@@ -205,7 +205,7 @@ async def test_killed_while_it_is_moved_a_record_is_in_one_place(lasting: Stage,
     gate = disk.gate()
     gate.shut()
     member.begin((), [held.nack() for held in member.got])
-    await until(lambda: lasting.log.find("dead").next == 3)
+    await until(lambda: lasting.state().counts["dead"] == 3)
     if commits == 1:
         gate.let()
     elif commits == 2:
@@ -276,7 +276,7 @@ async def test_a_mistake_of_ours_is_told_and_the_record_is_moved_all_the_same(
     """Whatever goes wrong between the last failure and the dead letter: the record is not forgotten."""
     reported: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context["exception"]))
-    monkeypatch.setattr("wayside.deadletters.STUCK_S", 0.0)
+    patch_constants(monkeypatch, STUCK_S=0.0)
     await numbers(stage, 1)
     group = await stage.put(retries=0, dead_letter="dead")
     journal = group.journal
