@@ -181,16 +181,17 @@ class Stage:
 
     # -- time and trouble
 
-    def _busy(self) -> bool:
+    def busy(self) -> bool:
+        """Whether something happens that waits for no time to pass."""
         return bool(self.log.statistics().uncommitted_bytes) or not all(group.idle for group in self.groups.all())
 
     async def settle(self) -> None:
         """Let everything happen that waits for no time to pass."""
         await turns(3)
         while True:
-            await until(lambda: not self._busy())
+            await until(lambda: not self.busy())
             await turns(5)
-            if not self._busy():
+            if not self.busy():
                 return
 
     async def advance(self, seconds: float) -> None:

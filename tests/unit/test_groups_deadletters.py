@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.clock import ManualClock
@@ -23,7 +24,9 @@ from tests.support import (
     until,
 )
 from wayside.core.errors import BadRequest, Conflict
-from wayside.core.records import Durability, Meta
+from wayside.core.records import Durability, Meta, Offset
+from wayside.groups.events import DeadLetter, GroupSpec, decode_events, decode_snapshot, encode
+from wayside.groups.state import GroupState
 from wayside.storage.embedded.log import EmbeddedLog
 
 
@@ -222,6 +225,61 @@ async def test_killed_while_it_is_moved_a_record_is_in_one_place(lasting: Stage,
     assert sorted(await read_records(lasting.log, "dead")) == [b"0", b"1", b"2"]
     assert not lasting.state().partitions[1].outstanding
     assert facts(await lasting.kept()) == facts(lasting.state())
+    letters = await read_records(lasting.log, "dead")
+    for record in member.got:
+        place = (await lasting.receipt(record))["dead_letter"]["offset"]
+        assert letters[Offset.parse(place).position - 1] == record.data
+
+
+async def test_a_letter_that_is_gone_before_it_is_known_where_it_was(lasting: Stage, disk: Disk) -> None:
+    """Killed between the move and the note of it, with a dead-letter stream that is not there any more: the record is dead,
+    and the group goes on."""
+    await numbers(lasting, 1)
+    await create(lasting.log, "dead")
+    await lasting.put(retries=0, dead_letter="dead")
+    member = await lasting.member()
+    gate = disk.gate()
+    gate.shut()
+    answer = member.begin((), [member.got[0].nack()])
+    await until(lambda: lasting.state().counts["dead"])
+    gate.let()
+    await answer.wait()
+    await disk.crash()
+    gate.open()
+    lasting.groups.stop()
+    assert [letter.since is None for letter in (await lasting.kept()).dead.values()] == [False]
+    await delete(lasting.log, "dead")
+    lasting.take_up()
+    await lasting.groups.start()
+    await lasting.settle()
+    receipt = await lasting.receipt(member.got[0])
+    assert receipt["state"] == "dead"
+    assert "dead_letter" not in receipt
+    await lasting.publish("s", b"1")
+    again = await lasting.member()
+    assert await lasting.redrive() == 1
+    assert sorted(again.data) == [b"0", b"1"]
+    assert facts(await lasting.kept()) == facts(lasting.state())
+
+
+def test_events_and_snapshots_of_before_are_read() -> None:
+    """A death that says where its letter is, as version 0.1 wrote it, is the same death."""
+    place = ["dead", "00000000001_0000000000000001"]
+    written = [
+        [1, 1, "s", 7, 0],
+        [2, 1, "m", 1000, 30.0, [[1, 0, 1]]],
+        [4, 2000, [[1, 0, 1, 0]], True, "why"],
+        [5, 3000, 1, 0, "why", place],
+    ]
+    state = GroupState(GroupSpec(["s"]))
+    for event in decode_events(msgspec.msgpack.encode(written)):
+        state.apply(event)
+    letter = DeadLetter(1, "s", 0, 3000, 1, "why", ("dead", place[1]))
+    assert state.dead == {(1, 0): letter}
+    snapshot = msgspec.msgpack.decode(encode(state.snapshot(4)))
+    snapshot[-1] = [each[:7] for each in snapshot[-1]]
+    kept = GroupState.restore(decode_snapshot(msgspec.msgpack.encode(snapshot)))
+    assert kept.dead == {(1, 0): letter}
 
 
 async def test_redriven_records_are_held_and_outlive_the_hub(lasting: Stage) -> None:

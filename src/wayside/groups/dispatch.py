@@ -329,13 +329,15 @@ class Dispatch:
         that was taken or parked. Gaps between batches are no loss."""
         taken = 0
         at = batches[0].position
+        whole = True
         for index, batch in enumerate(batches):
-            if taken >= share or self._bytes_left <= 0 or (batch.lapsed and index):
+            if taken >= share or not whole or self._bytes_left <= 0 or (batch.lapsed and index):
                 break
             if not batch.records:  # those at the end have expired
                 continue
             if batch.count > share - taken:
                 batch = batch.until(batch.position + share - taken)
+                whole = False
             pieces = self._keyed(event, partition, batch, taking) if self._key_field else [batch]
             if event.keys and not self._key_field:  # others in this lease have keys from when there was an order
                 event.keys += [None] * batch.count

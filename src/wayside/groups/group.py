@@ -46,7 +46,7 @@ class Group:
         log: Log,
         clock: Clock,
         timers: Timers,
-        on_specified: Callable[[Group], None] | None = None,
+        on_specified: Callable[[Group], object] = id,
     ) -> None:
         self.name = name
         self.log = log
@@ -227,8 +227,7 @@ class Group:
             self.sources.watch()
             if not self.members:
                 self.sources.linger()
-        if self._on_specified is not None:
-            self._on_specified(self)
+        self._on_specified(self)
         self.wake()
 
     def seek(self, to: str, only: Callable[[str], bool], done: Done) -> None:

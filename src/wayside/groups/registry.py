@@ -38,15 +38,22 @@ _log = structlog.get_logger("wayside.groups")
 
 
 class Groups:
-    """All groups, loaded when the hub starts. ``check_webhook`` raises what is wrong with a URL; None: there are none."""
+    """All groups, loaded when the hub starts. ``check_webhook`` raises what is wrong with a URL (None: nothing is pushed to
+    any); ``on_specified`` is told of each group that is new, loaded or changed, and of one that was deleted."""
 
-    def __init__(self, log: Log, clock: Clock, timers: Timers) -> None:
+    def __init__(
+        self,
+        log: Log,
+        clock: Clock,
+        timers: Timers,
+        check_webhook: Callable[[str], None] | None = None,
+        on_specified: Callable[[Group], object] = id,
+    ) -> None:
         self.log = log
         self.clock = clock
-        self.timers = timers
-        self.check_webhook: Callable[[str], None] | None = None
-        self.on_specified: Callable[[Group], None] | None = None
-        """Told of each group that is new, loaded or changed, and of one that was deleted."""
+        self._timers = timers
+        self._check_webhook = check_webhook
+        self._on_specified = on_specified
         self._groups: dict[str, Group] = {}
         self._making: set[str] = set()
         self._stopped = False
@@ -72,7 +79,7 @@ class Groups:
                     continue
                 self._groups[name] = group
                 group.begin()
-                self._specified(group)
+                self._on_specified(group)
 
     def stop(self) -> None:
         self._stopped = True
@@ -80,11 +87,7 @@ class Groups:
             group.end()
 
     def _new(self, name: str) -> Group:
-        return Group(name, self.log, self.clock, self.timers, self._specified)
-
-    def _specified(self, group: Group) -> None:
-        if self.on_specified is not None:
-            self.on_specified(group)
+        return Group(name, self.log, self.clock, self._timers, self._on_specified)
 
     # -- finding
 
@@ -116,12 +119,12 @@ class Groups:
             )
         require_spec(spec)
         if spec.webhook:
-            if self.check_webhook is None:
+            if self._check_webhook is None:
                 raise BadRequest(
                     "This hub pushes nothing: it has no secret to sign with. Start it with --webhook-secret.",
                     code="callbacks-off",
                 )
-            self.check_webhook(spec.webhook)
+            self._check_webhook(spec.webhook)
         if spec.dead_letter:
             require_path(spec.dead_letter, self.log.limits.path_bytes_max)
             _require_durable(self.log, spec.dead_letter)
@@ -162,7 +165,7 @@ class Groups:
             return
         self._groups[group.name] = group
         group.begin()
-        self._specified(group)
+        self._on_specified(group)
         done((group, True))
 
     def delete(self, name: str, done: Done) -> None:
@@ -180,7 +183,7 @@ class Groups:
         if group is not None:
             del self._groups[name]
             group.discard()
-            self._specified(group)
+            self._on_specified(group)
         for path in (f"{GROUPS}{name}/state", GROUPS + name):
             try:
                 self.log.delete(path, deleted)
