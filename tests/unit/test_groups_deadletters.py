@@ -14,6 +14,7 @@ from tests.clock import ManualClock
 from tests.groups import Stage, facts
 from tests.support import (
     BYTES,
+    Answer,
     Disk,
     create,
     creation,
@@ -173,6 +174,27 @@ async def test_a_dead_letter_stream_that_cannot_be_used(stage: Stage, monkeypatc
     await stage.settle()
     assert await read_records(stage.log, "dead") == [b"0"]
     await until(lambda: not stage.group("g").stuck)
+
+
+async def test_a_record_that_dies_again_while_it_is_stuck(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read anew meanwhile, and dead once more: it is moved once, as what it is now."""
+    patch_constants(monkeypatch, STUCK_S=0.002)
+    await create(stage.log, "dead", creation(closed=True))
+    await numbers(stage, 1)
+    await stage.put(retries=0, dead_letter="dead")
+    member = await stage.member()
+    await member.begin((), [member.got[0].nack(reason="first")]).wait()
+    await until(lambda: stage.group("g").stuck)
+    answer = Answer()
+    stage.group("g").seek("-1", lambda _path: True, answer)
+    await answer.wait()
+    await until(lambda: len(member.got) == 2)
+    await member.begin((), [member.got[1].nack(reason="second")]).wait()
+    await delete(stage.log, "dead")
+    await until(lambda: stage.state().counts["dead"] == 1)
+    await stage.settle()
+    assert [letter.reason for letter in stage.state().dead.values()] == ["second"]
+    assert await read_records(stage.log, "dead") == [b"0"]
 
 
 async def test_a_dead_letter_stream_is_as_durable_as_the_group(lasting: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

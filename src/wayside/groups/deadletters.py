@@ -76,13 +76,7 @@ class DeadLetters:
             task.cancel()
         self._moving.clear()
 
-    def _find(self, path: str) -> StreamView | None:
-        try:
-            return self._log.find(path, touch=False)
-        except Refusal:
-            return None
-
-    # -- there
+    # -- moving
 
     def move(self, number: int, waiting: Waiting) -> None:
         """A record's last attempt has failed: put it where dead ones go."""
@@ -100,7 +94,7 @@ class DeadLetters:
             if partition is None or partition.waiting.get(waiting.position) is not waiting:
                 break
             try:
-                if await self._moved(partition, waiting):
+                if await self._try(partition, waiting):
                     self.stuck = ""
                     break
             except Exception as error:
@@ -110,8 +104,9 @@ class DeadLetters:
                 _log.warning("not-dead-lettered", group=self._name, stream=partition.path, error=str(error))
                 await asyncio.sleep(STUCK_S)
 
-    async def _moved(self, partition: Partition, waiting: Waiting) -> bool:
-        """Move a record, or find that it is not to be moved any more; False: it is to be tried again."""
+    async def _try(self, partition: Partition, waiting: Waiting) -> bool:
+        """Move a record, or find that it is not to be moved any more; False: it is to be tried again. One transaction has the
+        letter, and that the record is dead."""
         position, target = waiting.position, self._journal.state.spec.dead_letter
         single = await self._read(partition, waiting) if target else None
         if partition.waiting.get(position) is not waiting or not self._is_open():
@@ -158,14 +153,14 @@ class DeadLetters:
 
     async def _made(self, path: str, kind: str) -> StreamView | None:
         """The stream of dead letters, made if there is none."""
-        stream = self._find(path)
+        stream = self._reading.at(path)
         if stream is None:
             with contextlib.suppress(Conflict):  # somebody was faster
                 await asked(lambda done: self._log.create(path, Create(StreamConfig(kind)), done))
-            stream = self._find(path)
+            stream = self._reading.at(path)
         return stream
 
-    # -- where
+    # -- where letters are
 
     def _locate(self, event: Dead, done: Done, result: list[Appended] | Exception) -> None:
         """A letter is on disk: so is where it is, soon."""
@@ -203,7 +198,7 @@ class DeadLetters:
             pass
         return None
 
-    # -- and back
+    # -- bringing back
 
     def redrive(self, only: Callable[[Any], bool], done: Done) -> None:
         """Deliver dead records again, as if for the first time; ``done`` gets how many."""

@@ -98,7 +98,7 @@ class Dispatch:
         """A partition is read, and its stream may have more."""
         self._attend(partition, stream)
         if stream.tail > partition.next:
-            self.retry(partition.number)
+            self._ready[partition.number] = None
             self.wake()
 
     def retry(self, number: int) -> None:

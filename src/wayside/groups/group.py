@@ -103,7 +103,7 @@ class Group:
         """Raise what stands in the way of a change."""
         if self.deleted:
             raise NotFound(f"There is no group {self.name!r}.", code="group-not-found")
-        if not self.open:
+        if not self.dispatch.open:
             raise Overloaded("The group is being read from the disk. Try again shortly.", headers={"Retry-After": "1"})
 
     # -- life

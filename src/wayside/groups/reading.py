@@ -101,13 +101,17 @@ class Reading:
         if held is not None and held[1][-1].end <= position:
             del self.fetched[number]
 
-    def find(self, partition: Partition) -> StreamView | None:
-        """The stream, if there is one, and not another at its path."""
+    def at(self, path: str) -> StreamView | None:
+        """The stream that is at a path now."""
         try:
-            stream = self._log.find(partition.path, touch=False)
+            return self._log.find(path, touch=False)
         except Refusal:
             return None
-        return stream if identity_of(stream) == partition.epoch else None
+
+    def find(self, partition: Partition) -> StreamView | None:
+        """The stream of a partition, if there is one, and not another at its path."""
+        stream = self.at(partition.path)
+        return stream if stream is not None and identity_of(stream) == partition.epoch else None
 
     def batches(self, partition: Partition, stream: StreamView) -> list[Batch] | None:
         """What comes next; None where the disk has it, and has been asked."""

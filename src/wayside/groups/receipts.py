@@ -45,7 +45,7 @@ async def receipt_of(group: Group, path: str, offset: str) -> dict[str, Any]:
     position = Offset.parse(offset).position - 1
     if position < 0:
         raise BadRequest("No record is before that offset.", code="offset-malformed")
-    stream = group.sources.find(path)
+    stream = group.reading.at(path)
     if stream is None:
         return {**unknown, "detail": "There is no such stream now."}
     if not group.sources.matches(path):

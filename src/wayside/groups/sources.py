@@ -10,7 +10,7 @@ from functools import partial
 
 from wayside.core.callbacks import Done
 from wayside.core.clock import Clock
-from wayside.core.errors import BadRequest, NotFound, Refusal
+from wayside.core.errors import BadRequest, NotFound
 from wayside.core.globs import Glob
 from wayside.core.records import Offset
 from wayside.core.schedule import Timer, Timers
@@ -57,8 +57,8 @@ class Sources:
         streams may have been deleted."""
         self.globs = [Glob(text) for text in self._journal.state.spec.streams]
         for partition in list(self._journal.state.by_path.values()):
-            stream = self.find(partition.path)
-            if stream is None or identity_of(stream) != partition.epoch:
+            stream = self._reading.find(partition)
+            if stream is None:
                 self._drop(partition)
             elif stream.tail < partition.next:
                 self._journal.note(Shortened(partition.number, stream.tail))
@@ -73,13 +73,6 @@ class Sources:
     def matches(self, path: str) -> bool:
         """Whether the group reads what is at a path."""
         return any(glob.matches(path) for glob in self.globs)
-
-    def find(self, path: str) -> StreamView | None:
-        """What is at a path now."""
-        try:
-            return self._log.find(path, touch=False)
-        except Refusal:
-            return None
 
     # -- watching
 
@@ -117,11 +110,11 @@ class Sources:
                 gone.discard(path)
                 partition = state.by_path.get(path)
                 if partition is None or tail.position != partition.next or tail.epoch != partition.epoch:
-                    stream = self.find(path)
+                    stream = self._reading.at(path)
                     if stream is not None:
                         self._told(stream)
         for path in gone:
-            if self.find(path) is None or not self.matches(path):
+            if self._reading.at(path) is None or not self.matches(path):
                 self._drop(state.by_path[path])
 
     def _told(self, stream: StreamView) -> None:
@@ -163,7 +156,7 @@ class Sources:
         streams: dict[str, StreamView] = {}
         for glob in self.globs:
             for tail in self._log.tails(glob):
-                if only(tail.path) and (stream := self.find(tail.path)) is not None:
+                if only(tail.path) and (stream := self._reading.at(tail.path)) is not None:
                     streams[tail.path] = stream
         if not streams:
             raise NotFound("The group reads no such stream.", code="stream-not-found")
