@@ -185,7 +185,7 @@ class Dispatch:
     def _backlog(self, enough: int) -> int:
         """How much there is to deliver, about, as far as that matters: a difference of positions, which may have gaps."""
         state = self._journal.state
-        found = len(state.free) + self._schedule.waiting
+        found = len(state.free) + len(self._schedule.records)
         for number in self._ready:
             if found >= enough:
                 break
@@ -222,8 +222,11 @@ class Dispatch:
                 later.append((number, position))
             share -= taken is True
         state.free.extendleft(reversed(later))
+        schedule = self._schedule
+        if not schedule.records:
+            return share
         asked: list[Due] = []
-        while share and self._bytes_left > 0 and len(asked) < ASKED_MAX and (due := self._schedule.take()) is not None:
+        while share and self._bytes_left > 0 and len(asked) < ASKED_MAX and (due := schedule.take()) is not None:
             _, number, position, _, waiting = due
             partition = state.partitions.get(number)
             if partition is None or partition.waiting.get(position) is not waiting:
@@ -233,8 +236,8 @@ class Dispatch:
                 asked.append(due)
             share -= taken is True
         for due in asked:
-            self._schedule.put(due)
-        self._schedule.wait()
+            schedule.put(due)
+        schedule.wait()
         return share
 
     def _take_single(
@@ -406,7 +409,8 @@ class Dispatch:
     @property
     def _behind(self) -> bool:
         """Whether there is, or may be, something to deliver already: that comes first."""
-        return bool(self._ready or self._schedule.due or self._journal.state.free)
+        schedule = self._schedule
+        return bool(self._ready or self._journal.state.free or (schedule.records and schedule.due))
 
     def _promised(self, partition: Partition, stream: StreamView, batch: Batch) -> None:
         """Records are about to be committed, right after all that was delivered: lease them to those who wait, in their

@@ -110,8 +110,11 @@ class Reading:
 
     def find(self, partition: Partition) -> StreamView | None:
         """The stream of a partition, if there is one, and not another at its path."""
-        stream = self.at(partition.path)
-        return stream if stream is not None and identity_of(stream) == partition.epoch else None
+        try:
+            stream = self._log.find(partition.path, touch=False)
+        except Refusal:
+            return None
+        return stream if stream.lineage[0][1] == partition.epoch else None  # as identity_of has it: this is asked often
 
     def batches(self, partition: Partition, stream: StreamView) -> list[Batch] | None:
         """What comes next; None where the disk has it, and has been asked."""

@@ -34,7 +34,8 @@ class Schedule:
         self._timers = timers
         self._wake = wake
         self._expire = expire
-        self._due: list[Due] = []
+        self.records: list[Due] = []
+        """Heap of those that are delivered again, now or later, and of some that have no need of it any more."""
         self._expiring: list[tuple[float, int, Lease]] = []
         self._expiring_max = EXPIRING_MIN
         """With more it is cleared of those that are over."""
@@ -44,11 +45,11 @@ class Schedule:
         self._running = False
 
     def __repr__(self) -> str:
-        return f"<Schedule {len(self._due)} records, {len(self._expiring)} leases>"
+        return f"<Schedule {len(self.records)} records, {len(self._expiring)} leases>"
 
     def begin(self, leases: Iterable[Lease]) -> None:
         """Begin anew, with leases whose time begins now."""
-        self._due.clear()
+        self.records.clear()
         self._expiring.clear()
         self._running = True
         for lease in leases:
@@ -79,31 +80,26 @@ class Schedule:
         """A record waits for its time."""
         left_ms = min(max(0, waiting.due_ms - self._clock.wall_ms()), waiting.delay_ms)
         at = self._clock.monotonic() + left_ms / 1000
-        heapq.heappush(self._due, (at, number, waiting.position, next(self._numbers), waiting))
+        heapq.heappush(self.records, (at, number, waiting.position, next(self._numbers), waiting))
         self._wake() if left_ms <= 0 else self._arm(at)
-
-    @property
-    def waiting(self) -> int:
-        """How many records are delivered again, now or later, at most."""
-        return len(self._due)
 
     @property
     def due(self) -> bool:
         """Whether the time of one has come."""
-        return bool(self._due and self._due[0][0] <= self._clock.monotonic())
+        return bool(self.records and self.records[0][0] <= self._clock.monotonic())
 
     def take(self) -> Due | None:
         """The first record whose time has come, if there is one."""
-        return heapq.heappop(self._due) if self.due else None
+        return heapq.heappop(self.records) if self.due else None
 
     def put(self, due: Due) -> None:
         """One that was taken is due as before."""
-        heapq.heappush(self._due, due)
+        heapq.heappush(self.records, due)
 
     def wait(self) -> None:
         """Wake when the next is due. One that is due already waits for room, and not for time."""
-        if self._due and not self.due:
-            self._arm(self._due[0][0])
+        if self.records and not self.due:
+            self._arm(self.records[0][0])
 
     # -- time
 
@@ -127,8 +123,8 @@ class Schedule:
             self._wake()  # there is room for others
         if self._expiring:
             self._arm(self._expiring[0][0])
-        if self._due:
-            if self._due[0][0] <= now:
+        if self.records:
+            if self.records[0][0] <= now:
                 self._wake()
             else:
-                self._arm(self._due[0][0])
+                self._arm(self.records[0][0])

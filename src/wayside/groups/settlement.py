@@ -243,7 +243,9 @@ class Settler:
         for event in nacked:
             self._requeue_all(event.entries)
         for number in {run[0] for run in runs}:
-            self._reading.hold(state.partitions[number])
+            partition = state.partitions[number]
+            if not (partition.leased or partition.waiting or partition.parked):
+                self._reading.hold(partition)
         for extension in extended:
             number, first, _ = extension.runs[0]
             self._schedule.watch(state.partitions[number].leased[first])
