@@ -168,8 +168,8 @@ class Batch(msgspec.Struct, eq=False, gc=False):  # a Struct, as one is made for
     meta: dict[int, Meta] | None = None
     """By index in ``records``, of those that have any; None where none has."""
     lapsed: bool = False
-    """Records between the batch before it, or where the reading began, and this one have expired, and are left out. Where it
-    is not set there never was any, though there be a gap between the positions."""
+    """Whether records between the batch before it, or the position that was read from, and this one are left out, as they have
+    expired. Where it is False there never were any, whatever gap there is between the positions."""
 
     @property
     def count(self) -> int:

@@ -33,7 +33,7 @@ from wayside.groups.reading import identity_of
 from wayside.groups.state import GroupState, Partition
 from wayside.streams.contract import StreamView
 
-__all__ = ["Delivered", "Tracing", "receipt_of"]
+__all__ = ["PastDelivery", "Tracing", "receipt_of"]
 
 
 async def receipt_of(group: Group, path: str, offset: str) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def _traced(state: GroupState, partition: Partition | None, position: int, traci
     return {"state": where, **found}
 
 
-class Delivered(msgspec.Struct, omit_defaults=True):
+class PastDelivery(msgspec.Struct, omit_defaults=True):
     """One delivery of a record. Times are milliseconds since 1970."""
 
     lease: int
@@ -152,7 +152,7 @@ class Tracing:
         self._position = position
         self._number = number
         """Of the partition, where that is known."""
-        self.deliveries: list[Delivered] = []
+        self.deliveries: list[PastDelivery] = []
         self.whole = False
         """Whether the events reach back to before its first delivery."""
         self.dead: Dead | None = None
@@ -178,7 +178,7 @@ class Tracing:
                 self.whole = True
             elif (at, position) not in event.again:
                 return
-            self.deliveries.append(Delivered(event.lease, event.member, event.time_ms))
+            self.deliveries.append(PastDelivery(event.lease, event.member, event.time_ms))
         elif isinstance(event, Acked):
             if any(n == at and first <= position < first + count for n, first, count, _ in event.runs):
                 self._end("acked", event.time_ms)

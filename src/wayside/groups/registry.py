@@ -56,7 +56,6 @@ class Groups:
         self._on_specified = on_specified
         self._groups: dict[str, Group] = {}
         self._making: set[str] = set()
-        self._stopped = False
 
     # -- life
 
@@ -82,7 +81,7 @@ class Groups:
                 self._on_specified(group)
 
     def stop(self) -> None:
-        self._stopped = True
+        """Deliver nothing more."""
         for group in self._groups.values():
             group.end()
 
@@ -92,7 +91,7 @@ class Groups:
     # -- finding
 
     def group(self, name: str) -> Group:
-        """Raises :class:`NotFound` where there is none."""
+        """The group of a name. Raises :class:`NotFound` where there is none."""
         group = self._groups.get(name)
         if group is None:
             known = ", ".join(sorted(self._groups)[:10]) or "none yet"
@@ -104,7 +103,7 @@ class Groups:
         return group
 
     def all(self) -> list[Group]:
-        """By name."""
+        """The groups, by name."""
         return [self._groups[name] for name in sorted(self._groups)]
 
     # -- making and changing
