@@ -25,6 +25,8 @@ class ForeignEngine(MemoryEngine):
         )
         self.random = random.Random(seed)
         self.lost = lost
+        self.silent = False
+        """Whether nobody is told of changes."""
         self.others = others
         self.conflicts = 0
         """Batches that were refused as another writer was faster."""
@@ -65,6 +67,10 @@ class ForeignEngine(MemoryEngine):
         (outcome,) = await MemoryEngine.commit(self, [put])
         assert isinstance(outcome, Stored)
         return outcome
+
+    def tell(self, paths: Sequence[str]) -> None:
+        if not self.silent:
+            super().tell(paths)
 
     async def settle(self) -> None:
         """Let those who follow its changes hear of them."""

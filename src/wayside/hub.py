@@ -23,11 +23,13 @@ from wayside.calls.workers import Leases, LocalWorker
 from wayside.client.client import CallHandle, Client
 from wayside.client.connection import Channels, Local
 from wayside.client.subscriber import Subscribers, Subscribing, Subscription
+from wayside.core.callbacks import Done
 from wayside.core.clock import Clock, SystemClock
 from wayside.core.engine import Engine
 from wayside.core.errors import BadRequest
 from wayside.core.limits import Limits
 from wayside.core.records import require_public
+from wayside.groups.events import GroupSpec
 from wayside.groups.registry import Groups
 from wayside.groups.webhook import GroupPush
 from wayside.inprocess import InProcess
@@ -154,7 +156,10 @@ class Hub(InProcess, Subscribing):
 
     @functools.cached_property
     def groups(self) -> Groups:
-        return Groups(self.log, self.clock, self.calls.timers)
+        push, timers = self.group_push, self.calls.timers
+        if push is None:
+            return Groups(self.log, self.clock, timers)
+        return Groups(self.log, self.clock, timers, push.check, push.specified)
 
     @functools.cached_property
     def group_push(self) -> GroupPush | None:
@@ -163,7 +168,11 @@ class Hub(InProcess, Subscribing):
             return None
         transport = Direct(allow_private=self.webhook_private)
         private, secrets = self.webhook_private, self.webhook_secrets
-        return GroupPush(self.groups, self.clock, secrets=secrets, allow_private=private, transport=transport)
+
+        def put(name: str, spec: GroupSpec, done: Done) -> None:
+            self.groups.put(name, spec, done)  # which are given what pushes for them
+
+        return GroupPush(self.clock, put, secrets=secrets, allow_private=private, transport=transport)
 
     @functools.cached_property
     def connections(self) -> Connections:
@@ -237,7 +246,6 @@ class Hub(InProcess, Subscribing):
         """Take up what was. Where that fails, ``_starting`` says so to everybody who would use the hub."""
         await self.log.ready()
         await self.keeping.start()
-        _ = self.group_push
         await self.groups.start()  # before anything is appended: they look for what a crash took
         await self.delaying.start()
         await self.subscriptions.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,6 @@ from typing import Any
 import pytest
 import uvloop
 
-import wayside.hub
-from tests.foreign import ForeignEngine
 from tests.http.harness import Gate, Running, Serve
 from wayside import Limits
 from wayside.hub import Hub
@@ -20,16 +17,6 @@ from wayside.hub import Hub
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"uvloop": uvloop.new_event_loop}
-
-
-if os.environ.get("WAYSIDE_TEST_ENGINE") == "foreign":
-    _kept: dict[Any, ForeignEngine] = {}
-
-    def _foreign(directory: Path, **_options: Any) -> ForeignEngine:
-        return _kept.setdefault(directory, ForeignEngine())
-
-    wayside.hub.EmbeddedEngine = _foreign  # type: ignore
-    wayside.hub.MemoryEngine = ForeignEngine  # type: ignore
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ class MemoryEngine:
             kept = self._kept[head.path] = _Kept(replace(head), [], {})
             if first is not None:
                 self._append(kept, first)
-            self._tell([head.path])
+            self.tell([head.path])
         return replace(kept.head)
 
     async def commit(self, puts: Sequence[Put]) -> list[Outcome]:
@@ -66,7 +66,7 @@ class MemoryEngine:
                 outcomes.append(Moved(replace(kept.head) if kept is not None else None))
             else:
                 outcomes.append(Stored(self._append(kept, put)))
-        self._tell([put.path for put, outcome in zip(puts, outcomes, strict=True) if type(outcome) is Stored])
+        self.tell([put.path for put, outcome in zip(puts, outcomes, strict=True) if type(outcome) is Stored])
         return outcomes
 
     def place(self, head: Head) -> int:
@@ -116,14 +116,14 @@ class MemoryEngine:
             del kept.batches[: len(gone)]
             kept.head.size -= sum([batch.size for batch in gone])
             kept.head.start = max(kept.head.start, gone[-1].end if gone else 0)
-            self._tell([path])
+            self.tell([path])
 
     async def delete(self, path: str, sid: int) -> None:
         await asyncio.sleep(0)
         kept = self._kept.get(path)
         if kept is not None and kept.head.sid == sid:
             del self._kept[path]
-            self._tell([path])
+            self.tell([path])
 
     async def changes(self) -> AsyncIterator[list[Change]]:
         queue: asyncio.Queue[list[Change]] = asyncio.Queue()
@@ -141,7 +141,8 @@ class MemoryEngine:
         names = sorted(path for path in self._kept if path.startswith(prefix) and path > after)
         return [replace(self._kept[name].head) for name in names[:limit]]
 
-    def _tell(self, paths: Sequence[str]) -> None:
+    def tell(self, paths: Sequence[str]) -> None:
+        """Tell those who follow its changes of these paths."""
         changes = [Change(path, replace(self._kept[path].head) if path in self._kept else None) for path in paths]
         if changes:
             for queue in self._watching:

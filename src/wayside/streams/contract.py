@@ -190,10 +190,11 @@ class Log(Protocol):
         """Append; ``done`` gets :class:`Appended` after the commit, or an exception."""
         ...
 
-    def append_all(self, appends: Sequence[tuple[str, Append]], done: Done, *, in_line: bool = False) -> None:
+    def append_all(self, appends: Sequence[tuple[str, Append]], done: Done, *, in_line: bool = False) -> bool:
         """Append records (and nothing else) to several streams in one transaction, all of them or none: as atomic as the
         least durable of them. ``done`` gets a list of :class:`Appended`, or an exception. ``in_line``: not
-        before appends to the same streams that wait for something."""
+        before appends to the same streams that wait for something. Returns whether it waits itself, as for message ids
+        that are read from the disk: then later appends to the same streams may come before it."""
         ...
 
     def trim(self, path: str, position: int) -> None:

@@ -520,7 +520,7 @@ class Stream:
     def _inherited(self, batches: list[Batch]) -> list[Batch]:
         end = self.own_start
         own = [batch.until(end) for batch in batches if batch.position < end]
-        return own if own and own[-1].end >= min(end, batches[-1].end) else [*own, Batch(end, batches[-1].time_ms, [])]
+        return own if own and own[-1].end >= min(end, batches[-1].end) else [*own, _lapsed(end, batches[-1])]
 
 
 class Pending(msgspec.Struct, eq=False):
@@ -635,8 +635,8 @@ def put_of(pending: Pending, stream: Stream) -> Put:
 def unlapsed(batches: list[Batch], now_ms: Callable[[], int]) -> list[Batch]:
     """``batches`` without the records that have expired.
 
-    Where some are left out there are gaps between the batches. The last one ends where the last of ``batches`` did,
-    though it be empty: there the reader reads on.
+    Where some are left out there are gaps between the batches, and the batch behind one says so. The last one ends where the
+    last of ``batches`` did, though it be empty: there the reader reads on.
     """
     for batch in batches:
         if batch.meta is not None:
@@ -646,21 +646,33 @@ def unlapsed(batches: list[Batch], now_ms: Callable[[], int]) -> list[Batch]:
 
 def _without(batches: list[Batch], now: int) -> list[Batch]:
     result: list[Batch] = []
+    left_out = False
+
+    def keep(batch: Batch) -> None:
+        nonlocal left_out
+        if left_out:  # a copy: others are given the batch as well
+            batch = Batch(batch.position, batch.time_ms, batch.records, batch.size, batch.meta, lapsed=True)
+            left_out = False
+        result.append(batch)
+
     for batch in batches:
         metas = batch.meta or {}
-        lapsed = [index for index, meta in sorted(metas.items()) if 0 < meta.expires_ms <= now]
-        if not lapsed:
-            result.append(batch)
-            continue
         position = batch.position
-        for index in lapsed:
+        for index, meta in sorted(metas.items()):
+            if not 0 < meta.expires_ms <= now:
+                continue
             at = batch.position + index
             if position < at:
-                result.append(batch.since(position).until(at))
+                keep(batch.since(position).until(at))
             position = at + 1
+            left_out = True
         if position < batch.end:
-            result.append(batch.since(position))
-    end = batches[-1].end
-    if not result or result[-1].end < end:
-        result.append(Batch(end, batches[-1].time_ms, []))
+            keep(batch.since(position))
+    if left_out or not result:
+        result.append(_lapsed(batches[-1].end, batches[-1]))
     return result
+
+
+def _lapsed(end: int, batch: Batch) -> Batch:
+    """Nothing, up to a position: what was there has expired."""
+    return Batch(end, batch.time_ms, [], lapsed=True)

@@ -384,13 +384,13 @@ class Streams:
         else:
             self._append_again(path, append, done)
 
-    def append_all(self, appends: Sequence[tuple[str, Append]], done: Done, *, in_line: bool = False) -> None:
+    def append_all(self, appends: Sequence[tuple[str, Append]], done: Done, *, in_line: bool = False) -> bool:
         """Append to several streams in one transaction: all of them, or none; ``done`` gets a list of ``Appended`` after the
         commit, in order, or an exception. Takes records only: no producers, no closing. What has no message id waits for
-        nothing, so that who appends may count on its place; ``in_line`` it waits behind what has. Raises at once what
-        can be known now."""
+        nothing, so that who appends may count on its place; ``in_line`` it waits behind what has. Returns whether it waits:
+        then later appends to the same streams may come before it. Raises at once what can be known now."""
         if not self.abilities.atomic and self._append_one(appends, done):
-            return
+            return False
         checked: list[tuple[Stream, Append, str]] = []
         for path, append in appends:
             stream = self.find(path)
@@ -401,7 +401,7 @@ class Streams:
             if (identity or (in_line and stream.waiting is not None)) and self._dedupe.wait(
                 stream, partial(self._append_all_waited, appends, done, in_line), identified=bool(identity)
             ):
-                return
+                return True
             if not identity or self._dedupe.find(stream, identity) is None:
                 check(stream, append)
             self._commits.require_working(stream.config.durability)
@@ -424,6 +424,7 @@ class Streams:
                 self._dedupe.note(stream, identity, stream.next)
         if not checked:
             done([])
+        return False
 
     def _append_one(self, appends: Sequence[tuple[str, Append]], done: Done) -> bool:
         """Append to one stream what comes in several appends, where several streams cannot share a transaction. False where
