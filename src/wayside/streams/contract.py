@@ -146,10 +146,19 @@ class StreamView(Protocol):
     deleted: bool
     version: object
     """Replaced whenever anything a reader could see has changed."""
+    limits: Limits
     readers: int
     """Followers that it has now."""
     on_unread: Callable[[], None] | None
     """Called each time that the last of them has gone."""
+
+    def cohort(self, encoding: Encoding, pattern: str, tally: Any) -> Any:
+        """Those who follow it at its tail with one encoding: what writes to all of them."""
+        ...
+
+    def records_after(self, position: int) -> int:
+        """How many records come after a position, about where some are not in memory and positions have gaps."""
+        ...
 
     def offset(self, position: int) -> Offset: ...
 

@@ -97,6 +97,8 @@ class Stream:
         """What the next append joins."""
         self.unsettled = 0
         """Pendings that change more than the records, and may still be taken back."""
+        self.translate: Callable[[Offset], Offset] | None = None
+        """Makes of an offset that was given out before positions were numbered anew one of today."""
         self.branches: set[Stream] = set()
         """Forks of it that are loaded."""
         self.batches: list[Batch] = []
@@ -175,6 +177,7 @@ class Stream:
         "start",
         "stored_deadline_ms",
         "tail",
+        "translate",
         "unsettled",
         "version",
         "waiters",
@@ -221,20 +224,22 @@ class Stream:
 
     def resolve(self, offset: Offset) -> int:
         """The position an offset names. Raises :class:`Gone` for one of an earlier life or no longer retained."""
-        position = offset.position
         if offset == (0, 0):
             offset = Offset(self.lineage[0][1], 0)
+        if self.translate is not None:
+            offset = self.translate(offset)
+        position = offset.position
         for index, (first, epoch) in enumerate(self.lineage):
             if epoch == offset.epoch:
                 last = self.lineage[index + 1][0] if index + 1 < len(self.lineage) else self.tail
                 if not first <= position <= last:
-                    raise self._not_here(offset, "offset-lost", "names records that a crash took, or that never were")
+                    raise self.not_here(offset, "offset-lost", "names records that a crash took, or that never were")
                 if position < self.start:
-                    raise self._not_here(offset, "offset-expired", "is before what is retained")
+                    raise self.not_here(offset, "offset-expired", "is before what is retained")
                 return position
-        raise self._not_here(offset, "stream-recreated", "is of another stream that had this name before")
+        raise self.not_here(offset, "stream-recreated", "is of another stream that had this name before")
 
-    def _not_here(self, offset: Offset, code: str, why: str) -> Gone:
+    def not_here(self, offset: Offset, code: str, why: str) -> Gone:
         earliest = str(self.offset(self.start))
         return Gone(
             f"Offset {offset} of {self.path} {why}. Read from {earliest} (the earliest), or from now; "
@@ -479,7 +484,7 @@ class Stream:
         if position >= self.tail:
             return []
         if position < self.start:
-            raise self._not_here(self.offset(position), "offset-expired", "is before what is retained")
+            raise self.not_here(self.offset(position), "offset-expired", "is before what is retained")
         if self.source is not None and position < self.own_start:
             found = self.source.read_nowait(position, bytes_max)
             return self._inherited(found) if found is not None else None
@@ -510,12 +515,15 @@ class Stream:
             batches = await self._later(self, position, bytes_max)
         except DamagedStore:
             if position < self.start:  # let go while the read was on its way, and its rows freed
-                raise self._not_here(self.offset(position), "offset-expired", "is before what is retained") from None
+                raise self.not_here(self.offset(position), "offset-expired", "is before what is retained") from None
             if self.deleted:
                 raise Gone(f"{self.path} was deleted.", code="stream-deleted") from None
             raise
         # The store has what is sealed; a batch that straddles the cache is as good as the cached one.
-        return unlapsed([batch.until(self.tail) for batch in batches if batch.position < self.tail], self._now_ms)
+        return unlapsed(
+            [batch.until(self.tail) for batch in batches if batch.position < self.tail or not batch.records],
+            self._now_ms,
+        )
 
     def _inherited(self, batches: list[Batch]) -> list[Batch]:
         end = self.own_start

@@ -41,7 +41,7 @@ from wayside.streams.followers import Follower, Tally
 from wayside.streams.mirror import Mirror
 from wayside.streams.optimistic import OptimisticCommits
 from wayside.streams.retention import Upkeep
-from wayside.streams.selective import selective
+from wayside.streams.selective import choice_of
 from wayside.streams.stream import Stream
 from wayside.streams.union import Unions
 
@@ -570,11 +570,19 @@ class Streams:
         ended: Callable[[], None] | None = None,
     ) -> Follower:
         """Start a follower at ``position``: it ends at ``until``, or is sent ``credit`` records until granted more."""
-        what: Any = (stream, position, encoding, sink, pattern, self.tally)
-        if policy is None:
-            follower = Follower(*what, until=until, credit=credit, ended=ended)
-        else:
-            follower = selective(policy, *what, until=until, credit=credit, ended=ended)
+        choice = None if policy is None else choice_of(policy)
+        follower = Follower(
+            stream,
+            position,
+            encoding,
+            sink,
+            pattern,
+            self.tally,
+            until=until,
+            credit=credit,
+            ended=ended,
+            choice=choice,
+        )
         sink.attach(follower)
         follower.start()
         return follower
