@@ -216,11 +216,10 @@ class Keeping:
                 break
             if not info.closed:
                 continue
+            identity = info.path[len(CALLS) :]
             with contextlib.suppress(Refusal):  # it may have gone by itself meanwhile
-                stream = self._log.find(info.path, touch=False)
-                last = await stream.read(stream.tail - 1, 1)
-                if last and last[-1].time_ms < before_ms:
-                    self._calls.ledger.let_go(info.path[len(CALLS) :])
+                if (await self._calls.ledger.load(identity)).ended_ms < before_ms:
+                    self._calls.ledger.let_go(identity)
                     self._log.delete(info.path, _note)
                     gone += 1
         return gone

@@ -112,7 +112,7 @@ class Ledger:
         except Refusal as refusal:
             raise no_such_call(identity) from refusal
         call: Call | None = None
-        at = 0
+        at = stream.start
         while at < stream.tail:
             for batch in await stream.read(at, self._log.limits.read_bytes_max):
                 at = batch.end
