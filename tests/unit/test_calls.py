@@ -10,7 +10,7 @@ import pytest
 
 from tests.calls import Puppet, events, find, request
 from wayside import Call, CallCancelled, CallFailed
-from wayside.calls.call import FINAL, TRANSITIONS, Event, State
+from wayside.calls.call import FINAL, TRANSITIONS, Event, ImpossibleEvent, Request, State
 from wayside.calls.call import Call as CallState
 from wayside.core.errors import BadRequest, Conflict, IdempotencyMismatch, NotFound, Overloaded, Refusal, TooManyCalls
 from wayside.testing import TestHub
@@ -42,6 +42,16 @@ def test_what_may_happen_depends_on_the_state(state: State) -> None:
     expected = {State.QUEUED: from_queued, State.RUNNING: from_running}.get(state, set())
     assert {event for event, (states, _) in TRANSITIONS.items() if state in states} == expected
     assert bool(expected) == (state not in FINAL)
+    for event in TRANSITIONS:
+        call = CallState(Request("a", "job", 1), "__call/a", durable=True)
+        call.state = state
+        if event in expected:
+            call.apply(Event(event, 2))
+            assert call.state is TRANSITIONS[event][1]
+        else:
+            with pytest.raises(ImpossibleEvent):
+                call.apply(Event(event, 2))
+            assert call.state is state
 
 
 async def test_an_event_that_is_not_known_changes_nothing(test: TestHub) -> None:
@@ -101,7 +111,7 @@ async def test_attempts_are_counted(test: TestHub) -> None:
     await two.finish((handle.id, 4), "done")
     assert one.given == [(handle.id, number) for number in (1, 2, 3)]
     assert (await handle.status()).attempt == 4
-    assert test.hub.calls.attempts == 4
+    assert test.hub.calls.attempts.begun == 4
     assert await events(test.hub.log, handle.id) == [
         *("running", "retry", "running", "returned", "running", "retry", "running", "done")
     ]
@@ -115,7 +125,7 @@ async def test_a_retry_waits_with_jitter(test: TestHub, monkeypatch: pytest.Monk
         bounds.append((low, high))
         return high
 
-    monkeypatch.setattr(test.hub.calls._random, "uniform", uniform)
+    monkeypatch.setattr(test.hub.calls.attempts.random, "uniform", uniform)
     spec = {"name": "job", "retries": 4, "backoff_s": 2.0, "backoff_s_max": 10.0}
     one = await worker(test, "one", spec)
     handle = await test.submit("job")

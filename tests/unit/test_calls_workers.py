@@ -381,7 +381,7 @@ async def test_a_worker_is_given_again_what_never_came(test: TestHub) -> None:
     await test.settle()
     assert one.given == [(first.id, 1)]
     assert find(test, first.id).attempt == 1
-    assert test.hub.calls.attempts == 1
+    assert test.hub.calls.attempts.begun == 1
 
 
 async def test_a_worker_that_is_not_connected_is_given_nothing(test: TestHub) -> None:

@@ -21,6 +21,7 @@ from wayside.core.records import media_type
 __all__ = [
     "Call",
     "Event",
+    "ImpossibleEvent",
     "KEYED",
     "Outcome",
     "Request",
@@ -59,7 +60,12 @@ TRANSITIONS: Mapping[str, tuple[frozenset[State], State]] = {
     "failed": (frozenset({State.QUEUED, State.RUNNING}), State.FAILED),
     "cancelled": (frozenset({State.QUEUED, State.RUNNING}), State.CANCELLED),
 }
-"""Event: from which states, to which. Everything else is refused."""
+"""Event: from which states, to which. Everything else raises :class:`ImpossibleEvent`."""
+
+
+class ImpossibleEvent(RuntimeError):
+    """A mistake of ours: a call was to take what cannot happen to it as it is."""
+
 
 FINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED})
 
@@ -263,15 +269,16 @@ class Call:
     def __repr__(self) -> str:
         return f"<Call {self.id} {self.request.service} {self.state} attempt {self.attempt}>"
 
-    def may(self, event: str) -> bool:
-        """Whether the event is possible now."""
-        return self.state in TRANSITIONS[event][0]
-
     def apply(self, event: Event) -> None:
-        """Take a record. Those of an earlier version that are not known here change nothing."""
-        if event.event not in TRANSITIONS:
+        """Take a record. One of another version, whose event is not known here, changes nothing. Raises
+        :class:`ImpossibleEvent` for what cannot happen to a call in its state."""
+        transition = TRANSITIONS.get(event.event)
+        if transition is None:
             return
-        self.state = TRANSITIONS[event.event][1]
+        before, after = transition
+        if self.state not in before:
+            raise ImpossibleEvent(f"{event.event} cannot happen to {self!r}")
+        self.state = after
         match event.event:
             case "running":
                 self.attempt = event.attempt

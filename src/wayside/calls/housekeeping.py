@@ -58,8 +58,8 @@ class Keeping:
         self._cursor = ""
         self._stopped = False
         calls.on_declared = self._declared
-        calls.on_ending = self._due
-        calls.on_ended = self._ended
+        calls.attempts.on_ending = self._due
+        calls.attempts.on_ended = self._ended
         calls.check_callback = self._check
 
     async def start(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from wayside.calls.attempts import Attempts
 from wayside.calls.call import Call, Event, Request, State, encode, request_of
-from wayside.calls.ledger import call_path
+from wayside.calls.ledger import Ledger, call_path
 from wayside.calls.queue import Service, ServiceSpec, Worker
 from wayside.core.callbacks import Done, guarded
 from wayside.core.clock import Clock
@@ -22,6 +22,7 @@ from wayside.core.codecs import Payload
 from wayside.core.errors import IdempotencyMismatch, NotFound, Refusal, TooManyCalls
 from wayside.core.limits import Limits
 from wayside.core.records import JSON, Create, Durability, StreamConfig
+from wayside.core.schedule import Timers
 from wayside.streams.contract import Log
 
 __all__ = ["Calls"]
@@ -30,11 +31,20 @@ _DURABLE = StreamConfig(JSON, Durability.FSYNC)
 _STATED = frozenset({"content_type"})
 
 
-class Calls(Attempts):
+class Calls:
     """Services, workers and calls of one hub. ``on_declared`` is told of each declaration that changed."""
 
     def __init__(self, log: Log, clock: Clock, limits: Limits) -> None:
-        super().__init__(log, clock, limits)
+        self.log = log
+        self.clock = clock
+        self.limits = limits
+        self.timers = Timers(clock)
+        self.ledger = Ledger(log)
+        """Which calls there are."""
+        self.services: dict[str, Service] = {}
+        self.workers: dict[str, Worker] = {}
+        self.attempts = Attempts(log, clock, self.timers, self.ledger, self.services, self.workers)
+        """What becomes of them."""
         self.on_declared: Callable[[ServiceSpec], None] | None = None
         self.check_callback: Callable[[str], None] | None = None
         """Raises what is wrong with a URL that is to be told of the end of a call."""
@@ -78,7 +88,7 @@ class Calls(Attempts):
             if worker not in service.workers:
                 service.workers.append(worker)
         self.workers[worker.id] = worker
-        self.fill(worker)
+        self.attempts.fill(worker)
 
     # -- making calls
 
@@ -96,7 +106,7 @@ class Calls(Attempts):
         call.spec = service
         call.waiters.append(done)
         self.ledger.enter(call)
-        self._place(call)
+        self.attempts.place(call)
         return call
 
     def submit(self, request: Request, done: Done) -> None:
@@ -121,9 +131,9 @@ class Calls(Attempts):
         worker = None
         now = request.time_ms
         if request.not_before_ms <= now and not service.waiting and service.may_start:
-            worker = self._choose(call)
+            worker = self.attempts.choose(call)
         if worker is not None:
-            records.append(self._take(call, worker, now))
+            records.append(self.attempts.take(call, worker, now))
         else:
             records.append(encode(Event("queued", now)))
             service.delayed += 1
@@ -143,16 +153,16 @@ class Calls(Attempts):
             told = result
             call.state = State.CANCELLED
             self.ledger.forget(call)
-            self._release(call)
+            self.attempts.release(call)
             for waiter in call.waiters:
                 guarded(partial(waiter, call))
         elif call.worker is not None:
-            self._granted(call)
+            self.attempts.granted(call)
         else:
-            self._settled(call, call.request.not_before_ms - self.clock.wall_ms())
+            self.attempts.settled(call, call.request.not_before_ms - self.clock.wall_ms())
         parent = self.ledger.open.get(call.request.parent)
         if parent is not None and parent.worker is not None:
-            self.fill(parent.worker)  # it waits now, and needs no place
+            self.attempts.fill(parent.worker)  # it waits now, and needs no place
         for tell in tellers:
             guarded(partial(tell, told))
 
@@ -204,7 +214,7 @@ class Calls(Attempts):
     def abandon(self, call: Call) -> None:
         """Whoever called is gone. A call in memory ends when nobody else follows it either."""
         if not call.final and not call.durable:
-            self.ledger.unless_read(call, lambda: self.cancel(call.id, "Whoever called is gone.", _ignore))
+            self.ledger.unless_read(call, lambda: self.attempts.cancel(call.id, "Whoever called is gone.", _ignore))
 
     # -- the end
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 from wayside.calls.call import Call, Outcome, State
@@ -48,7 +47,7 @@ class Leases:
         told = dict(held)
         for identity, call in list(worker.held.items()):
             if told.get(identity) != call.attempt and not call.settling:
-                self._calls.run_attempt(call)
+                self._calls.attempts.run_attempt(call)
 
     def leave(self, worker: Worker, reason: str) -> None:
         """A worker is no more: what it held has failed."""
@@ -62,7 +61,7 @@ class Leases:
         error = CallFailed(f"The worker that ran it was lost: {reason}.", code="worker-lost").problem()
         for call in list(worker.held.values()):
             if not call.settling:  # else it was never given to the worker, and is taken back when it has settled
-                self._calls.end_attempt(call, Outcome(error=error), None)
+                self._calls.attempts.end_attempt(call, Outcome(error=error), None)
 
     async def recover(self) -> None:
         """Take up the calls that had not ended when the hub did. Attempts of workers that may come back are theirs for
@@ -86,7 +85,7 @@ class Leases:
         call.spec = service
         self._calls.ledger.enter(call)
         if call.state is State.QUEUED:
-            self._calls.wait(call, max(call.request.not_before_ms, call.due_ms) - self._calls.clock.wall_ms())
+            self._calls.attempts.wait(call, max(call.request.not_before_ms, call.due_ms) - self._calls.clock.wall_ms())
             return
         worker = leases.get(call.worker_id)
         if worker is None:
@@ -98,10 +97,7 @@ class Leases:
         worker.held[call.id] = call
         call.worker = worker
         service.running += 1
-        if service.spec.timeout_s:
-            call.timer = self._calls.timers.after(
-                service.spec.timeout_s, partial(self._calls.expire, call, call.attempt)
-            )
+        self._calls.attempts.bound(call)
 
     def watch(self, worker: Worker) -> None:
         """Look after a worker's lease: when it was not renewed, the worker is lost."""
@@ -180,16 +176,16 @@ class LocalWorker:
     def emit(
         self, call: str, attempt: int, seq: int, kind: str, payload: Payload, done: Callable[[Exception | None], None]
     ) -> None:
-        self._calls.emit(self.worker, call, attempt, seq, kind, payload, done)
+        self._calls.attempts.emit(self.worker, call, attempt, seq, kind, payload, done)
 
     def finish(self, call: str, attempt: int, outcome: Outcome) -> None:
-        self._calls.finish(self.worker, call, attempt, outcome, _ignore)
+        self._calls.attempts.finish(self.worker, call, attempt, outcome, _ignore)
 
     async def stop(self, seconds: float) -> None:
         """Take no more; finish what runs, for so long; hand back the rest."""
         self.worker.stopping = True
         for call, attempt in await self.runner.drain(seconds):
-            self._calls.hand_back(self.worker, call, attempt, _ignore)
+            self._calls.attempts.hand_back(self.worker, call, attempt, _ignore)
         self.runner.close()
 
 

@@ -433,17 +433,17 @@ class WorkerSide:
             )
         taken = partial(self._taken, frame.channel, frame.call, frame.attempt, frame.seq)
         payload = Payload(frame.body, frame.content_type)
-        self._calls.emit(self._working(), frame.call, frame.attempt, frame.seq, frame.kind, payload, taken)
+        self._calls.attempts.emit(self._working(), frame.call, frame.attempt, frame.seq, frame.kind, payload, taken)
 
     def take_finish(self, frame: f.FinishFrame) -> None:
         payload = None if frame.error else Payload(frame.body, frame.content_type)
         outcome = Outcome(payload, frame.error, frame.again)
         taken = partial(self._taken, frame.channel, frame.call, frame.attempt, -1)
-        self._calls.finish(self._working(), frame.call, frame.attempt, outcome, taken)
+        self._calls.attempts.finish(self._working(), frame.call, frame.attempt, outcome, taken)
 
     def take_return(self, frame: f.ReturnFrame) -> None:
         taken = partial(self._taken, frame.channel, frame.call, frame.attempt, -1)
-        self._calls.hand_back(self._working(), frame.call, frame.attempt, taken)
+        self._calls.attempts.hand_back(self._working(), frame.call, frame.attempt, taken)
 
     def _taken(self, channel: int, call: str, attempt: int, seq: int, result: Any) -> None:
         problem = problem_of(result) if isinstance(result, Exception) else None
@@ -456,7 +456,7 @@ class WorkerSide:
         if frame.bye:
             self.worker = None
             for call in list(worker.held.values()):  # on their way to it when it stopped
-                self._calls.hand_back(worker, call.id, call.attempt, lambda _result: None)
+                self._calls.attempts.hand_back(worker, call.id, call.attempt, lambda _result: None)
             self._leases.leave(worker, "it stopped")
 
 

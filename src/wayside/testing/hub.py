@@ -146,7 +146,7 @@ class TestHub:
                 finish(call, attempt, outcome)
 
         setattr(hub.worker, "finish", finish_there)  # noqa: B010 - a method
-        hub.calls._random.seed(0)  # the same delays in each run
+        hub.calls.attempts.random.seed(0)  # the same delays in each run
         await hub.start()
         self.up = True
         await self.client.channels.open()
@@ -207,7 +207,7 @@ class TestHub:
         self.hub.groups.stop()
         for each in [worker.worker, *calls.workers.values()]:
             each.link, each.stopping = None, True
-        calls.on_ended = calls.on_ending = calls.on_declared = None
+        calls.on_declared = calls.attempts.on_ended = calls.attempts.on_ending = None
         calls.stop()
         self._drop("the hub crashed")
         parts = self._place()

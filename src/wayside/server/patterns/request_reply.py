@@ -403,7 +403,7 @@ def cancel(exchange: Exchange, calls: Calls, identity: str) -> None:
         if call.state is State.CANCELLED:
             done(call)
         else:
-            calls.cancel(identity, "It was cancelled by request.", done)
+            calls.attempts.cancel(identity, "It was cancelled by request.", done)
 
     find(exchange, calls, identity, found)
 
