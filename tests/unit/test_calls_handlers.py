@@ -13,7 +13,7 @@ from tests.calls import events, find
 from tests.support import Gate, turns, until
 from wayside import Call, CallFailed, Refusal
 from wayside.calls.call import State
-from wayside.calls.runner import UNACKNOWLEDGED_MAX
+from wayside.calls.handler import UNACKNOWLEDGED_MAX
 from wayside.core.errors import Conflict, StoreFull
 from wayside.testing import TestHub
 
