@@ -29,6 +29,8 @@ class Puppet:
         self.capacity = capacity
         self.given: list[Key] = []
         """Attempts, in the order in which they came."""
+        self.given_at: dict[Key, float] = {}
+        """When each came last, on the test's monotonic clock."""
         self.yielded: list[int] = []
         """Values that earlier attempts had yielded, for each that came."""
         self.cancelled: list[Key] = []
@@ -56,6 +58,7 @@ class Puppet:
             match frame:
                 case f.RunFrame():
                     self.given.append((frame.call, frame.attempt))
+                    self.given_at[frame.call, frame.attempt] = self._test.clock.monotonic()
                     self.yielded.append(frame.items)
                 case f.CancelFrame():
                     self.cancelled.append((frame.call, frame.attempt))

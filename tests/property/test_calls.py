@@ -141,7 +141,7 @@ class CallsMachine(RuleBasedStateMachine):
                 member.holds.add(key)
                 member.believes.add(key)
                 member.past.append(key)
-                self.made[key[0]].begun.setdefault(key[1], self.now())
+                self.made[key[0]].begun.setdefault(key[1], member.puppet.given_at[key])
             member.seen = len(member.puppet.given)
 
     def take_away(self, key: Key) -> None:
