@@ -24,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.calls import Key, Puppet
 from tests.support import read_records
 from wayside.calls import call
-from wayside.calls.call import State
+from wayside.calls.call import CallState
 from wayside.core.errors import IdempotencyMismatch, TooManyCalls
 from wayside.link import frames as f
 from wayside.testing import TestHub
@@ -394,7 +394,7 @@ class CallsMachine(RuleBasedStateMachine):
         assert set(calls.ledger.open) == {identity for identity, made in self.made.items() if not made.final}
         states = Counter((call.request.service, call.state) for call in calls.ledger.open.values())
         for name, service in calls.services.items():
-            assert service.running == states[name, State.RUNNING]
+            assert service.running == states[name, CallState.RUNNING]
             timed = [c for c in calls.ledger.open.values() if c.request.service == name and c.timer and not c.worker]
             assert service.delayed == len(timed)
             assert name != "narrow" or service.running <= 1 or not service.may_start

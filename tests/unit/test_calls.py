@@ -10,8 +10,7 @@ import pytest
 
 from tests.calls import Puppet, events, find, request
 from wayside import Call, CallCancelled, CallFailed
-from wayside.calls.call import FINAL, TRANSITIONS, Event, ImpossibleEvent, Request, State
-from wayside.calls.call import Call as CallState
+from wayside.calls.call import FINAL, TRANSITIONS, CallRequest, CallState, Event, ImpossibleEvent, ServiceCall
 from wayside.core.errors import BadRequest, Conflict, IdempotencyMismatch, NotFound, Overloaded, Refusal, TooManyCalls
 from wayside.testing import TestHub
 
@@ -33,17 +32,17 @@ async def worker(test: TestHub, name: str = "one", *services: dict[str, Any] | s
 # -- states
 
 
-@pytest.mark.parametrize("state", State)
-def test_what_may_happen_depends_on_the_state(state: State) -> None:
+@pytest.mark.parametrize("state", CallState)
+def test_what_may_happen_depends_on_the_state(state: CallState) -> None:
     """A call that waits is run or ends, one that runs says something, waits again or ends, and one that has ended is as
     it is."""
     from_queued = {"queued", "running", "failed", "cancelled"}
     from_running = {"progress", "item", "retry", "returned", "done", "failed", "cancelled"}
-    expected = {State.QUEUED: from_queued, State.RUNNING: from_running}.get(state, set())
+    expected = {CallState.QUEUED: from_queued, CallState.RUNNING: from_running}.get(state, set())
     assert {event for event, (states, _) in TRANSITIONS.items() if state in states} == expected
     assert bool(expected) == (state not in FINAL)
     for event in TRANSITIONS:
-        call = CallState(Request("a", "job", 1), "__call/a", durable=True)
+        call = ServiceCall(CallRequest("a", "job", 1), "__call/a", durable=True)
         call.state = state
         if event in expected:
             call.apply(Event(event, 2))
@@ -57,9 +56,9 @@ def test_what_may_happen_depends_on_the_state(state: State) -> None:
 async def test_an_event_that_is_not_known_changes_nothing(test: TestHub) -> None:
     """The record of another version of the hub is passed over."""
     await worker(test)
-    call = CallState(request(test, "job"), "__call/a", durable=True)
+    call = ServiceCall(request(test, "job"), "__call/a", durable=True)
     call.apply(Event("teleported", 1))
-    assert (call.state, call.attempt) == (State.QUEUED, 0)
+    assert (call.state, call.attempt) == (CallState.QUEUED, 0)
 
 
 async def test_a_call_is_its_stream(test: TestHub) -> None:
@@ -220,10 +219,10 @@ async def test_what_can_never_succeed_is_not_retried(error: BaseException, attem
         assert len(ran) == attempts
 
 
-async def _until_it_rests(test: TestHub, identity: str) -> State:
+async def _until_it_rests(test: TestHub, identity: str) -> CallState:
     """Threads take their own time."""
     async with asyncio.timeout(10):
-        while find(test, identity).state is State.RUNNING:  # noqa: ASYNC110 - there is no event to wait for
+        while find(test, identity).state is CallState.RUNNING:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.001)
     await test.settle()
     return find(test, identity).state
@@ -318,7 +317,7 @@ async def test_a_call_that_waits_is_cancelled(test: TestHub) -> None:
     delayed = await test.submit("job", delay=10)
     await one.fail((running.id, 1))
     await one.hand_back((queued.id, 1))
-    assert find(test, queued.id).state is State.RUNNING
+    assert find(test, queued.id).state is CallState.RUNNING
     second = await test.submit("job")
     for handle in (running, second, delayed):
         assert (await handle.cancel()).state == "cancelled"

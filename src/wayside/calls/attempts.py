@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from wayside.calls.call import Call, Event, Outcome, State, encode, fields_of, plain
+from wayside.calls.call import AttemptOutcome, CallState, Event, ServiceCall, encode, fields_of, plain
 from wayside.calls.ledger import Ledger
 from wayside.calls.queue import Entry, Service, ServiceSpec, Worker
 from wayside.core.callbacks import Done, guarded
@@ -48,8 +48,8 @@ class Attempts:
         """How many workers were given."""
         self.fenced = 0
         """How often an attempt was reported of that another worker has."""
-        self.on_ended: Callable[[Call], None] | None = None
-        self.on_ending: Callable[[Call], None] | None = None
+        self.on_ended: Callable[[ServiceCall], None] | None = None
+        self.on_ending: Callable[[ServiceCall], None] | None = None
         """Told of the end of a durable call that has a callback, with each try to keep it: what is appended then shares
         its commit."""
         self.random = random.Random()
@@ -81,7 +81,7 @@ class Attempts:
                 return
             self._grant(chosen.pop(), worker)
 
-    def wait(self, call: Call, delay_ms: float) -> None:
+    def wait(self, call: ServiceCall, delay_ms: float) -> None:
         """Queue a call, now or when its time comes."""
         if delay_ms <= 0:
             self.place(call)
@@ -97,7 +97,7 @@ class Attempts:
 
         call.timer = self._timers.after(delay_ms / 1000, due)
 
-    def place(self, call: Call) -> None:
+    def place(self, call: ServiceCall) -> None:
         """Grant a call if somebody has a place for it and nobody is before it; else it waits."""
         service: Service = call.spec
         worker = self.choose(call) if not service.waiting and service.may_start else None
@@ -110,12 +110,12 @@ class Attempts:
             if worker is not None:
                 self.fill(worker)
 
-    def choose(self, call: Call) -> Worker | None:
+    def choose(self, call: ServiceCall) -> Worker | None:
         """A worker with a place for a call."""
         service: Service = call.spec
         return service.choose() or (service.choose(self._ledger.children) if call.request.parent else None)
 
-    def take(self, call: Call, worker: Worker, now_ms: int) -> bytes:
+    def take(self, call: ServiceCall, worker: Worker, now_ms: int) -> bytes:
         """Reserve a place, and make the record of the attempt."""
         worker.held[call.id] = call
         call.worker = worker
@@ -124,7 +124,7 @@ class Attempts:
         call.apply(event)
         return encode(event) if call.streamed else b""
 
-    def _grant(self, call: Call, worker: Worker) -> None:
+    def _grant(self, call: ServiceCall, worker: Worker) -> None:
         record = self.take(call, worker, self._clock.wall_ms())
         if not call.streamed:
             self.granted(call)
@@ -137,13 +137,13 @@ class Attempts:
                 return
             # It did not run: as if it had never been granted, once the disk has room.
             self.release(call)
-            call.state = State.QUEUED
+            call.state = CallState.QUEUED
             call.attempt -= 1
             self.settled(call, FULL_S * 1000)
 
         self._append(call, record, done)
 
-    def granted(self, call: Call) -> None:
+    def granted(self, call: ServiceCall) -> None:
         """The attempt is on record, where there is one."""
         call.settling = False
         worker: Worker = call.worker
@@ -155,7 +155,7 @@ class Attempts:
             self.begun += 1
             self.run_attempt(call)
 
-    def settled(self, call: Call, delay_ms: float) -> None:
+    def settled(self, call: ServiceCall, delay_ms: float) -> None:
         """What was on the way to the disk is there, and the call may be granted."""
         call.settling = False
         if call.doomed:
@@ -165,7 +165,7 @@ class Attempts:
 
     # -- an attempt
 
-    def run_attempt(self, call: Call) -> None:
+    def run_attempt(self, call: ServiceCall) -> None:
         """Have the worker run the attempt that it holds."""
         worker: Worker = call.worker
         if call.spec.spec.timeout_s and call.timer is None:
@@ -173,26 +173,26 @@ class Attempts:
         if worker.link is not None:
             worker.link.run(call)
 
-    def bound(self, call: Call) -> None:
+    def bound(self, call: ServiceCall) -> None:
         """The time of its attempt begins, where it has a bound."""
         timeout_s = call.spec.spec.timeout_s
         if timeout_s:
             call.timer = self._timers.after(timeout_s, partial(self._expire, call, call.attempt))
 
-    def _expire(self, call: Call, attempt: int) -> None:
+    def _expire(self, call: ServiceCall, attempt: int) -> None:
         call.timer = None
-        if call.state is State.RUNNING and call.attempt == attempt and not call.settling:
+        if call.state is CallState.RUNNING and call.attempt == attempt and not call.settling:
             self._stop_attempt(call)
             seconds = call.spec.spec.timeout_s
             error = CallFailed(f"The attempt took longer than {seconds:g} s.", code="attempt-timeout").problem()
-            self.end_attempt(call, Outcome(error=error), None)
+            self.end_attempt(call, AttemptOutcome(error=error), None)
 
-    def _stop_attempt(self, call: Call) -> None:
+    def _stop_attempt(self, call: ServiceCall) -> None:
         worker: Worker | None = call.worker
         if worker is not None and worker.link is not None:
             worker.link.cancel(call.id, call.attempt)
 
-    def release(self, call: Call) -> None:
+    def release(self, call: ServiceCall) -> None:
         """Its place is free for another call."""
         worker: Worker | None = call.worker
         service: Service = call.spec
@@ -209,10 +209,10 @@ class Attempts:
                 self.fill(other)
         self.fill(worker)
 
-    def _own(self, worker: Worker, identity: str, attempt: int) -> Call:
+    def _own(self, worker: Worker, identity: str, attempt: int) -> ServiceCall:
         """The call, if this worker holds this attempt of it. Raises :class:`Fenced`."""
         call = worker.held.get(identity)
-        if call is None or call.attempt != attempt or call.state is not State.RUNNING or call.settling:
+        if call is None or call.attempt != attempt or call.state is not CallState.RUNNING or call.settling:
             self.fenced += 1
             raise Fenced(
                 f"Attempt {attempt} of call {identity} is not this worker's any more. Drop what it did.",
@@ -259,7 +259,7 @@ class Attempts:
 
         self._append(call, encode(event), done)
 
-    def finish(self, worker: Worker, identity: str, attempt: int, outcome: Outcome, ack: Done) -> None:
+    def finish(self, worker: Worker, identity: str, attempt: int, outcome: AttemptOutcome, ack: Done) -> None:
         """An attempt has ended; ``ack`` gets None once that is kept, or a refusal."""
         try:
             call = self._own(worker, identity, attempt)
@@ -290,13 +290,13 @@ class Attempts:
 
     # -- how it ends
 
-    def end_attempt(self, call: Call, outcome: Outcome, ack: Done | None) -> None:
+    def end_attempt(self, call: ServiceCall, outcome: AttemptOutcome, ack: Done | None) -> None:
         now = self._clock.wall_ms()
         spec: ServiceSpec = call.spec.spec
         if outcome.error is None:
             payload = outcome.payload or Payload(b"null", "application/json")
             if not call.streamed:  # nothing has to be encoded for it
-                call.state, call.result, call.ended_ms = State.DONE, payload, now
+                call.state, call.result, call.ended_ms = CallState.DONE, payload, now
                 self.release(call)
                 self._ended(call)
                 if ack is not None:
@@ -313,19 +313,21 @@ class Attempts:
         else:
             self._end(call, Event("failed", now, call.attempt, error=outcome.error), ack)
 
-    def _pause_s(self, call: Call, spec: ServiceSpec) -> float:
+    def _pause_s(self, call: ServiceCall, spec: ServiceSpec) -> float:
         """Before its next attempt: anything up to a bound that doubles with each failure."""
         return self.random.uniform(0, min(spec.backoff_s_max, spec.backoff_s * 2.0 ** min(call.failures, 64)))
 
-    def _requeue(self, call: Call, event: Event, delay_s: float, ack: Done | None) -> None:
+    def _requeue(self, call: ServiceCall, event: Event, delay_s: float, ack: Done | None) -> None:
         """Another attempt is due."""
         self._settle(call, event, partial(self.settled, call, delay_s * 1000), ack, close=False)
 
-    def _end(self, call: Call, event: Event, ack: Done | None) -> None:
+    def _end(self, call: ServiceCall, event: Event, ack: Done | None) -> None:
         """The last record, and with it the end of the stream."""
         self._settle(call, event, partial(self._ended, call), ack, close=True)
 
-    def _settle(self, call: Call, event: Event, then: Callable[[], None], ack: Done | None, *, close: bool) -> None:
+    def _settle(
+        self, call: ServiceCall, event: Event, then: Callable[[], None], ack: Done | None, *, close: bool
+    ) -> None:
         """Keep what ended an attempt; until that is done nothing else can happen to the call. Where there is no room on
         the disk it is kept here, and tried again."""
         call.settling = True
@@ -355,25 +357,25 @@ class Attempts:
 
         again()
 
-    def _let_go(self, call: Call, refused: Exception) -> bool:
+    def _let_go(self, call: ServiceCall, refused: Exception) -> bool:
         """Whether the stream of a call in memory is no more, as happens after a jump of the clock: it goes on without."""
         if isinstance(refused, NotFound) and not call.durable:
             call.streamed = False
             return True
         return False
 
-    def _ended(self, call: Call) -> None:
+    def _ended(self, call: ServiceCall) -> None:
         self._ledger.close(call)
         waiters, call.waiters = call.waiters, []
         for waiter in waiters:
             guarded(partial(waiter, call))
-        if call.state is State.CANCELLED:
+        if call.state is CallState.CANCELLED:
             for child in list(self._ledger.children.get(call.id, ())):
                 self.cancel(child, "The call whose step it was has been cancelled.", _ignore)
         if self.on_ended is not None:
             guarded(partial(self.on_ended, call))
 
-    def _append(self, call: Call, record: bytes, done: Done, *, close: bool = False) -> None:
+    def _append(self, call: ServiceCall, record: bytes, done: Done, *, close: bool = False) -> None:
         try:
             self._log.append(call.path, Append(b"", JSON, close, records=[record]), done)
         except Refusal as refusal:
@@ -390,7 +392,7 @@ class Attempts:
         if call.settling:
             call.doomed = reason
             return
-        if call.state is State.RUNNING:
+        if call.state is CallState.RUNNING:
             self._stop_attempt(call)
         error = CallCancelled(reason).problem()
         if call.timer is not None and call.worker is None:  # it waits for its time

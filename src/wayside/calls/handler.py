@@ -18,7 +18,7 @@ from urllib.parse import quote
 import msgspec
 import structlog
 
-from wayside.calls.call import Outcome, plain
+from wayside.calls.call import AttemptOutcome, plain
 from wayside.calls.queue import ServiceSpec
 from wayside.calls.runner import Running, Threads, trace_of
 from wayside.core.codecs import Payload, encode
@@ -88,7 +88,7 @@ class AttemptReport(Protocol):
         self, call: str, attempt: int, seq: int, kind: str, payload: Payload, done: Callable[[Exception | None], None]
     ) -> None: ...
 
-    def finish(self, call: str, attempt: int, outcome: Outcome) -> None: ...
+    def finish(self, call: str, attempt: int, outcome: AttemptOutcome) -> None: ...
 
     def opener(self, path: str) -> AsyncIterator[bytes]:
         """The records of a byte stream, from its start to its end."""
@@ -314,11 +314,13 @@ class Handling:
         """Run the handler of an attempt, and report what became of it, unless nobody wants that any more."""
         handler = self.handlers.get(attempt.service)
         if handler is None:
-            self._finish(attempt, Outcome(error=CallFailed(f"This worker has no service {attempt.service}.").problem()))
+            self._finish(
+                attempt, AttemptOutcome(error=CallFailed(f"This worker has no service {attempt.service}.").problem())
+            )
             return
         signature = handler.signature
         call: Call | None = None
-        outcome: Outcome | None = None
+        outcome: AttemptOutcome | None = None
         try:
             arguments, keywords = signature.bind(attempt.payload, attempt.query)
             if signature.reads_uploads:
@@ -328,7 +330,7 @@ class Handling:
                 if signature.call_parameter is not None:
                     keywords[signature.call_parameter] = call
         except Refusal as refusal:
-            outcome = Outcome(error=refusal.problem(), again=refusal.retry)
+            outcome = AttemptOutcome(error=refusal.problem(), again=refusal.retry)
         except Exception as error:  # of a type's own code, such as a validator
             outcome = _failed(attempt, error, again=False)
         if outcome is None:
@@ -336,16 +338,16 @@ class Handling:
                 if signature.streams:
                     assert call is not None
                     await self._stream(handler, call, arguments, keywords)
-                    outcome = Outcome(Payload(b"null", "application/json"))
+                    outcome = AttemptOutcome(Payload(b"null", "application/json"))
                 elif signature.threaded:
                     value = await self._threads.run(handler.function, arguments, keywords)
-                    outcome = Outcome(signature.encode(value, attempt.accept))
+                    outcome = AttemptOutcome(signature.encode(value, attempt.accept))
                 else:
                     value = await handler.function(*arguments, **keywords)
-                    outcome = Outcome(signature.encode(value, attempt.accept))
+                    outcome = AttemptOutcome(signature.encode(value, attempt.accept))
             except Refusal as refusal:
                 again = (refusal.status >= 500 or refusal.retry) and not (call and call.failed_step is refusal)
-                outcome = Outcome(error=refusal.problem(), again=again)
+                outcome = AttemptOutcome(error=refusal.problem(), again=again)
             except (Exception, SystemExit) as error:
                 outcome = _failed(attempt, error, again=True)
         if not running.unwanted:
@@ -367,19 +369,19 @@ class Handling:
 
     def failed(self, attempt: Attempt, error: BaseException) -> None:
         """Something that the handler waited for was cancelled."""
-        self._finish(attempt, Outcome(error=failure(error)))
+        self._finish(attempt, AttemptOutcome(error=failure(error)))
 
-    def _finish(self, attempt: Attempt, outcome: Outcome) -> None:
+    def _finish(self, attempt: Attempt, outcome: AttemptOutcome) -> None:
         if outcome.error is not None:
             outcome.error = plain(outcome.error)  # else what a handler put in could not be said, and it never ended
         if self.before_finish is None or not self.before_finish():
             self._report.finish(attempt.call, attempt.attempt, outcome)
 
 
-def _failed(attempt: Attempt, error: BaseException, *, again: bool) -> Outcome:
+def _failed(attempt: Attempt, error: BaseException, *, again: bool) -> AttemptOutcome:
     """What no refusal foresaw."""
     _log.warning("handler failed", service=attempt.service, call=attempt.call, exception=trace_of(error))
-    return Outcome(error=failure(error), again=again)
+    return AttemptOutcome(error=failure(error), again=again)
 
 
 def failure(error: BaseException) -> dict[str, Any]:

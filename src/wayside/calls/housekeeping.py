@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from wayside.calls.call import KEYED, Call, State, may_be_before
+from wayside.calls.call import KEYED, CallState, ServiceCall, may_be_before
 from wayside.calls.ledger import CALLS
 from wayside.calls.queue import ServiceSpec
 from wayside.calls.services import Calls
@@ -144,19 +144,19 @@ class Keeping:
             )
         self._webhooks.check(url)
 
-    def _due(self, call: Call) -> None:
+    def _due(self, call: ServiceCall) -> None:
         """In the commit that ends the call: whoever crashes then finds it when it starts."""
         self._append(CALLBACKS, _Callback(call.id, call.request.callback))
 
-    def _ended(self, call: Call) -> None:
+    def _ended(self, call: ServiceCall) -> None:
         if call.request.callback:
             self._send(call)
 
-    def _send(self, call: Call) -> None:
+    def _send(self, call: ServiceCall) -> None:
         if self._webhooks is None or self._stopped:
             return
         document: dict[str, Any] = call.status()
-        if call.state is State.DONE and call.result is not None and call.result.content_type == "application/json":
+        if call.state is CallState.DONE and call.result is not None and call.result.content_type == "application/json":
             document["result"] = msgspec.Raw(call.result.data)
         body = msgspec.json.encode(
             {"type": f"call.{call.state.value}", "timestamp": _rfc3339(call.ended_ms), "data": document}

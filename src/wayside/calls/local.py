@@ -6,7 +6,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from wayside.calls.call import Call, Outcome
+from wayside.calls.call import AttemptOutcome, ServiceCall
 from wayside.calls.handler import Attempt, Handler, Handling
 from wayside.calls.queue import Worker
 from wayside.calls.runner import Runner, Threads
@@ -48,7 +48,7 @@ class LocalWorker:
 
     # -- from the calls
 
-    def run(self, call: Call) -> None:
+    def run(self, call: ServiceCall) -> None:
         request = call.request
         attempt = Attempt(
             call.id,
@@ -72,7 +72,7 @@ class LocalWorker:
     ) -> None:
         self._calls.attempts.emit(self.worker, call, attempt, seq, kind, payload, done)
 
-    def finish(self, call: str, attempt: int, outcome: Outcome) -> None:
+    def finish(self, call: str, attempt: int, outcome: AttemptOutcome) -> None:
         self._calls.attempts.finish(self.worker, call, attempt, outcome, _ignore)
 
     async def stop(self, seconds: float) -> None:

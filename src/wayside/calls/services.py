@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from wayside.calls.attempts import Attempts
-from wayside.calls.call import Call, Event, Request, State, encode, request_of
+from wayside.calls.call import CallRequest, CallState, Event, ServiceCall, encode, request_of
 from wayside.calls.ledger import Ledger, call_path
 from wayside.calls.queue import Service, ServiceSpec, Worker
 from wayside.core.callbacks import Done, guarded
@@ -92,25 +92,25 @@ class Calls:
 
     # -- making calls
 
-    def request(self, service: str, payload: Payload, accept: str | None = None, **options: Any) -> Request:
+    def request(self, service: str, payload: Payload, accept: str | None = None, **options: Any) -> CallRequest:
         """What was asked for, as :func:`wayside.calls.call.request_of` makes it. Raises :class:`BadRequest`."""
         callback = options.get("callback")
         if callback and self.check_callback is not None:
             self.check_callback(callback)
         return request_of(self.clock.wall_ms(), service, payload, accept, **options)
 
-    def call(self, request: Request, done: Callable[[Call], None]) -> Call:
+    def call(self, request: CallRequest, done: Callable[[ServiceCall], None]) -> ServiceCall:
         """A call in memory. ``done`` is told when it has ended. Raises what it is refused for."""
         service = self._admit(request)
-        call = Call(request, call_path(request.id), durable=False)
+        call = ServiceCall(request, call_path(request.id), durable=False)
         call.spec = service
         call.waiters.append(done)
         self.ledger.enter(call)
         self.attempts.place(call)
         return call
 
-    def submit(self, request: Request, done: Done) -> None:
-        """A durable call. ``done`` gets the :class:`Call` once it is on disk, or an exception. A known idempotency key
+    def submit(self, request: CallRequest, done: Done) -> None:
+        """A durable call. ``done`` gets the :class:`ServiceCall` once it is on disk, or an exception. A known idempotency key
         gives the call that has it."""
         if request.key:
             if (creating := self._creating.get(request.id)) is not None:
@@ -125,7 +125,7 @@ class Calls:
                 self.keep(asyncio.get_running_loop().create_task(self._find(request, done)))
                 return
         service = self._admit(request)
-        call = Call(request, call_path(request.id), durable=True)
+        call = ServiceCall(request, call_path(request.id), durable=True)
         call.spec = service
         records = [encode(request)]
         worker = None
@@ -144,14 +144,14 @@ class Calls:
         self.ledger.enter(call)
         self.log.create(call.path, create, partial(self._created, call, done))
 
-    def _created(self, call: Call, done: Done, result: Any) -> None:
+    def _created(self, call: ServiceCall, done: Done, result: Any) -> None:
         tellers = [done, *self._creating.pop(call.id, [])]
         told: Any = call
         if call.worker is None:
             call.spec.delayed -= 1
         if isinstance(result, Exception):
             told = result
-            call.state = State.CANCELLED
+            call.state = CallState.CANCELLED
             self.ledger.forget(call)
             self.attempts.release(call)
             for waiter in call.waiters:
@@ -166,7 +166,7 @@ class Calls:
         for tell in tellers:
             guarded(partial(tell, told))
 
-    async def _find(self, request: Request, done: Done) -> None:
+    async def _find(self, request: CallRequest, done: Done) -> None:
         """A call with this key ended so long ago that only its stream knows it."""
         found: Any
         try:
@@ -191,9 +191,9 @@ class Calls:
         for tell in tellers:
             guarded(partial(tell, found))
 
-    def _same(self, request: Request, done: Done, found: Any) -> None:
+    def _same(self, request: CallRequest, done: Done, found: Any) -> None:
         """Answer with a call that has the same key, if it is the same call."""
-        if isinstance(found, Call) and found.request.fingerprint != request.fingerprint:
+        if isinstance(found, ServiceCall) and found.request.fingerprint != request.fingerprint:
             found = IdempotencyMismatch(
                 f"The idempotency key {request.key[:80]!r} was used for another request to {request.service}. "
                 "Send the same request again, or choose a new key.",
@@ -201,7 +201,7 @@ class Calls:
             )
         done(found)
 
-    def _admit(self, request: Request) -> Service:
+    def _admit(self, request: CallRequest) -> Service:
         service = self.service(request.service)
         if service.crowded if request.not_before_ms else service.full:
             raise TooManyCalls(
@@ -211,7 +211,7 @@ class Calls:
             )
         return service
 
-    def abandon(self, call: Call) -> None:
+    def abandon(self, call: ServiceCall) -> None:
         """Whoever called is gone. A call in memory ends when nobody else follows it either."""
         if not call.final and not call.durable:
             self.ledger.unless_read(call, lambda: self.attempts.cancel(call.id, "Whoever called is gone.", _ignore))

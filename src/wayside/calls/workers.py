@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from wayside.calls.call import Call, Outcome, State
+from wayside.calls.call import AttemptOutcome, CallState, ServiceCall
 from wayside.calls.ledger import CALLS
 from wayside.calls.queue import ServiceSpec, Worker, worker_name
 from wayside.calls.services import Calls
@@ -56,13 +56,13 @@ class Leases:
         error = CallFailed(f"The worker that ran it was lost: {reason}.", code="worker-lost").problem()
         for call in list(worker.held.values()):
             if not call.settling:  # else it was never given to the worker, and is taken back when it has settled
-                self._calls.attempts.end_attempt(call, Outcome(error=error), None)
+                self._calls.attempts.end_attempt(call, AttemptOutcome(error=error), None)
 
     async def recover(self) -> None:
         """Take up the calls that had not ended when the hub did. Attempts of workers that may come back are theirs for
         another lease; those that ran in the hub's own process have failed."""
         after = ""
-        found: list[Call] = []
+        found: list[ServiceCall] = []
         while infos := self._calls.log.list(CALLS, after, 1000, open_only=True):
             after = infos[-1].path
             for info in infos:
@@ -73,13 +73,13 @@ class Leases:
         for call in sorted(found, key=lambda call: call.created_ms):
             self._take_up(call, leases)
 
-    def _take_up(self, call: Call, leases: dict[str, Worker]) -> None:
+    def _take_up(self, call: ServiceCall, leases: dict[str, Worker]) -> None:
         service = self._calls.services.get(call.request.service) or self._calls.declare(
             ServiceSpec(call.request.service)
         )
         call.spec = service
         self._calls.ledger.enter(call)
-        if call.state is State.QUEUED:
+        if call.state is CallState.QUEUED:
             self._calls.attempts.wait(call, max(call.request.not_before_ms, call.due_ms) - self._calls.clock.wall_ms())
             return
         worker = leases.get(call.worker_id)

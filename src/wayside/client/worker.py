@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 import structlog
 
-from wayside.calls.call import Outcome
+from wayside.calls.call import AttemptOutcome
 from wayside.calls.handler import Attempt, Handler, Handling
 from wayside.calls.runner import Runner, Threads
 from wayside.client.client import Client
@@ -124,7 +124,7 @@ class Remote:
         frame = f.EmitFrame(0, call, attempt, seq, kind, payload.data, payload.content_type)
         self._say((call, attempt), frame, done)
 
-    def finish(self, call: str, attempt: int, outcome: Outcome) -> None:
+    def finish(self, call: str, attempt: int, outcome: AttemptOutcome) -> None:
         if outcome.error is not None:
             frame = f.FinishFrame(0, call, attempt, error=outcome.error, again=outcome.again)
         else:

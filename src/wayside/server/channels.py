@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from wayside.calls.call import Call, Outcome
+from wayside.calls.call import AttemptOutcome, ServiceCall
 from wayside.calls.queue import Worker, spec_of, worker_name
 from wayside.calls.services import Calls
 from wayside.calls.workers import LOCAL, Leases
@@ -70,7 +70,7 @@ class Channelling(Protocol):
         """Send a frame at the end of this turn of the loop; sooner where its ``size`` makes much of what waits."""
         ...
 
-    def answer(self, entry: ChannelCall, call: Call) -> None:
+    def answer(self, entry: ChannelCall, call: ServiceCall) -> None:
         """A call has ended."""
         ...
 
@@ -233,13 +233,13 @@ class ChannelCall:
 
     __slots__ = ("_abandon", "_peer", "call", "channel")
 
-    def __init__(self, peer: Channelling, channel: int, abandon: Callable[[Call], None]) -> None:
+    def __init__(self, peer: Channelling, channel: int, abandon: Callable[[ServiceCall], None]) -> None:
         self._peer = peer
         self._abandon = abandon
         self.channel = channel
-        self.call: Call | None = None
+        self.call: ServiceCall | None = None
 
-    def __call__(self, call: Call) -> None:
+    def __call__(self, call: ServiceCall) -> None:
         self._peer.answer(self, call)
 
     @property
@@ -399,7 +399,7 @@ class WorkerSide:
         leases.resend(worker, frame.held)
         calls.join(worker, specs)
 
-    def run(self, call: Call) -> None:
+    def run(self, call: ServiceCall) -> None:
         request = call.request
         payload = request.payload
         self.put(
@@ -437,7 +437,7 @@ class WorkerSide:
 
     def take_finish(self, frame: f.FinishFrame) -> None:
         payload = None if frame.error else Payload(frame.body, frame.content_type)
-        outcome = Outcome(payload, frame.error, frame.again)
+        outcome = AttemptOutcome(payload, frame.error, frame.again)
         taken = partial(self._taken, frame.channel, frame.call, frame.attempt, -1)
         self._calls.attempts.finish(self._working(), frame.call, frame.attempt, outcome, taken)
 
