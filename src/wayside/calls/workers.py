@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from wayside.calls.call import AttemptOutcome, CallState, ServiceCall
 from wayside.calls.ledger import CALLS
@@ -69,11 +70,10 @@ class Leases:
                 call = await self._calls.ledger.read(info.path[len(CALLS) :])
                 if not call.final:
                     found.append(call)
-        leases: dict[str, Worker] = {}
         for call in sorted(found, key=lambda call: call.created_ms):
-            self._take_up(call, leases)
+            self._take_up(call)
 
-    def _take_up(self, call: ServiceCall, leases: dict[str, Worker]) -> None:
+    def _take_up(self, call: ServiceCall) -> None:
         service = self._calls.services.get(call.request.service) or self._calls.declare(
             ServiceSpec(call.request.service)
         )
@@ -82,40 +82,39 @@ class Leases:
         if call.state is CallState.QUEUED:
             self._calls.attempts.wait(call, max(call.request.not_before_ms, call.due_ms) - self._calls.clock.wall_ms())
             return
-        worker = leases.get(call.worker_id)
-        if worker is None:
-            worker = leases[call.worker_id] = Worker(call.worker_id, [], 0, None)
-            worker.lease_s = 0.0 if call.worker_id.startswith(LOCAL) else self._calls.limits.lease_s
-            worker.renewed = self._calls.clock.monotonic()
-            self._calls.workers[worker.id] = worker
-            self.watch(worker)
+        worker = self.enter(call.worker_id)
         worker.held[call.id] = call
         call.worker = worker
         service.running += 1
         self._calls.attempts.bound(call)
 
-    def watch(self, worker: Worker) -> None:
-        """Look after a worker's lease: when it was not renewed, the worker is lost."""
-
-        def look() -> None:
-            if self._calls.workers.get(worker.id) is not worker:
-                return
-            left = worker.renewed + worker.lease_s - self._calls.clock.monotonic()
-            if left > 0:
-                self._calls.timers.after(left, look)
-            else:
-                self.leave(worker, "its lease was not renewed" if worker.lease_s else "the hub's own process ended")
-
-        self._calls.timers.after(worker.lease_s, look)
-
-    def renew(self, identity: str) -> float:
-        """A worker lives, by the id that it made up: its lease begins anew. Returns its length in seconds. Raises :class:`Fenced`."""
-        name = worker_name(identity)
+    def enter(self, name: str) -> Worker:
+        """The worker that others see by this name, known or new: its lease begins, or begins anew."""
         worker = self._calls.workers.get(name)
         if worker is None:
+            worker = self._calls.workers[name] = Worker(name, [], 0, None)
+            worker.lease_s = 0.0 if name.startswith(LOCAL) else self._calls.limits.lease_s
+            self._calls.timers.after(worker.lease_s, partial(self._look, worker))
+        worker.renewed = self._calls.clock.monotonic()
+        return worker
+
+    def _look(self, worker: Worker) -> None:
+        """A lease may be over: then the worker is lost."""
+        if self._calls.workers.get(worker.id) is not worker:
+            return
+        left_s = worker.renewed + worker.lease_s - self._calls.clock.monotonic()
+        if left_s > 0:
+            self._calls.timers.after(left_s, partial(self._look, worker))
+        else:
+            self.leave(worker, "its lease was not renewed" if worker.lease_s else "the hub's own process ended")
+
+    def renew(self, identity: str) -> float:
+        """A worker lives, by the id that it made up: its lease begins anew. Returns its length in seconds. Raises
+        :class:`Fenced`."""
+        name = worker_name(identity)
+        if name not in self._calls.workers:
             raise Fenced(
                 f"The lease of worker {name[:80]} is over; what it held was given to others. Connect anew.",
                 code="lease-over",
             )
-        worker.renewed = self._calls.clock.monotonic()
-        return worker.lease_s
+        return self.enter(name).lease_s

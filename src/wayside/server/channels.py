@@ -380,17 +380,9 @@ class WorkerSide:
         specs = [spec_of(document) for document in frame.services]
         if frame.worker.startswith(LOCAL) or not 0 < len(frame.worker) <= WORKER_CHARACTERS_MAX:
             raise BadRequest("A worker makes up its own id, not one of the hub's.", code="worker-invalid")
-        name = worker_name(frame.worker)
-        worker = calls.workers.get(name)
+        worker = leases.enter(worker_name(frame.worker))
         if self.worker is not worker:
             self.detach()
-        if worker is None:
-            worker = Worker(name, [], 0, None)
-            worker.lease_s = self._calls.limits.lease_s
-            worker.renewed = calls.clock.monotonic()
-            calls.workers[worker.id] = worker
-            leases.watch(worker)
-        worker.renewed = calls.clock.monotonic()
         worker.services = [spec.name for spec in specs]
         worker.capacity = max(0, frame.capacity)
         worker.link, worker.stopping = self, False
