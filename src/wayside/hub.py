@@ -189,7 +189,11 @@ class Hub(InProcess, Subscribing):
     def keeping(self) -> Keeping:
         secrets, clock = self.webhook_secrets, self.clock
         webhooks = Webhooks(secrets=secrets, allow_private=self.webhook_private, clock=clock) if secrets else None
-        return Keeping(self.calls, self.leases, webhooks)
+        calls = self.calls
+        keeping = Keeping(calls, self.leases, webhooks)
+        calls.on_declared, calls.check_callback = keeping.declared, keeping.check
+        calls.attempts.on_ending, calls.attempts.on_ended = keeping.ending, keeping.ended
+        return keeping
 
     @functools.cached_property
     def worker(self) -> LocalWorker:
