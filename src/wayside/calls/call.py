@@ -193,6 +193,7 @@ class ServiceCall:
         "ended_ms",
         "error",
         "failures",
+        "id",
         "items",
         "order",
         "path",
@@ -213,6 +214,7 @@ class ServiceCall:
     )
 
     def __init__(self, request: CallRequest, path: str, *, durable: bool) -> None:
+        self.id = request.id
         self.request = request
         self.path = path
         self.durable = durable
@@ -252,10 +254,6 @@ class ServiceCall:
         self.doomed = ""
         """Why it is to be cancelled once it has settled."""
         self.order = 0
-
-    @property
-    def id(self) -> str:
-        return self.request.id
 
     @property
     def final(self) -> bool:
