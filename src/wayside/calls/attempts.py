@@ -16,7 +16,7 @@ from typing import Any
 
 from wayside.calls.call import AttemptOutcome, CallState, Event, ServiceCall, encode, fields_of, plain
 from wayside.calls.ledger import Ledger
-from wayside.calls.queue import Entry, Service, ServiceSpec, Worker
+from wayside.calls.queue import Queued, Service, ServiceSpec, Worker
 from wayside.core.callbacks import Done, guarded
 from wayside.core.clock import Clock
 from wayside.core.codecs import Payload
@@ -70,7 +70,7 @@ class Attempts:
         """Give a worker what it has places for: the most urgent first."""
         parents = self._ledger.children
         while (free := worker.free > 0) or (parents and worker.free_for_steps(parents) > 0):
-            first: Entry | None = None
+            first: Queued | None = None
             chosen: Service | None = None
             for name in worker.services:
                 service = self._services[name]

@@ -18,7 +18,7 @@ from wayside.calls.call import ServiceCall
 from wayside.core.codecs import Payload
 from wayside.core.errors import BadRequest
 
-__all__ = ["NAME", "Entry", "Service", "ServiceSpec", "Worker", "WorkerLink", "spec_of", "worker_name"]
+__all__ = ["NAME", "Queued", "Service", "ServiceSpec", "Worker", "WorkerLink", "spec_of", "worker_name"]
 
 
 class ServiceSpec(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -117,7 +117,7 @@ class Worker:
         return f"<Worker {self.id} {len(self.held)}/{self.capacity} {'' if self.link else 'not connected'}>"
 
 
-Entry = tuple[bool, int, int, ServiceCall]
+Queued = tuple[bool, int, int, ServiceCall]
 """What waits: whether it is no step, its priority, negated, and its order."""
 
 
@@ -136,7 +136,7 @@ class Service:
         self.running = 0
         self.delayed = 0
         """Calls that wait for their time."""
-        self._heap: list[Entry] = []
+        self._heap: list[Queued] = []
 
     def __repr__(self) -> str:
         return f"<Service {self.name} running {self.running} waiting {self.waiting} workers {len(self.workers)}>"
@@ -167,7 +167,7 @@ class Service:
     def push(self, call: ServiceCall) -> None:
         heapq.heappush(self._heap, (not call.request.parent, -call.request.priority, call.order, call))
 
-    def head(self) -> Entry | None:
+    def head(self) -> Queued | None:
         """What is next, if it may start."""
         while self._heap and not self._heap[0][-1].waits:
             heapq.heappop(self._heap)
