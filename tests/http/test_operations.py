@@ -14,7 +14,7 @@ from tests.http.events import EventSource
 from tests.http.harness import JSON, TEXT, Gate, Running, Serve, eventually
 from tests.http.services import offer
 from tests.http.wire import Response, request
-from wayside.calls.call import Outcome
+from wayside.calls.call import AttemptOutcome
 
 # -- refusals
 
@@ -224,7 +224,7 @@ async def test_calls_are_counted(memory: Running) -> None:
         urls.append((await memory.ask("POST", "/v1/service/narrow", headers, b"1"))["Location"])
     await holder.began()
     (running,) = memory.hub.worker.worker.held.values()
-    memory.hub.calls.finish(memory.hub.worker.worker, running.id, 9, Outcome(), lambda _result: None)
+    memory.hub.calls.attempts.finish(memory.hub.worker.worker, running.id, 9, AttemptOutcome(), lambda _result: None)
     figures = await _figures(memory)
     assert figures["wayside_calls_total{greet}{done}"] == 2
     assert figures["wayside_calls_total{fail}{failed}"] == 1
