@@ -20,8 +20,8 @@ from wayside.calls.queue import ServiceSpec
 from wayside.calls.runner import Call, Handler
 from wayside.calls.services import Calls
 from wayside.calls.workers import Leases, LocalWorker
-from wayside.client.client import CallHandle, Client
-from wayside.client.connection import Channels, Local
+from wayside.client.calls import CallHandle
+from wayside.client.client import Client
 from wayside.client.subscriber import Subscribers, Subscribing, Subscription
 from wayside.core.clock import Clock, SystemClock
 from wayside.core.errors import BadRequest
@@ -30,6 +30,7 @@ from wayside.core.records import require_public
 from wayside.groups.registry import Groups
 from wayside.groups.webhook import GroupPush
 from wayside.inprocess import InProcess
+from wayside.link.connection import Channels, Local
 from wayside.server.http.asgi import AsgiApp
 from wayside.server.http.listener import Server
 from wayside.server.http.metrics import Operations

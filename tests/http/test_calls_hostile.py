@@ -12,10 +12,10 @@ import pytest
 from tests.http.harness import eventually
 from wayside import CallFailed, Hub
 from wayside.client.client import Client
-from wayside.client.connection import Channels, WebSocket
 from wayside.client.worker import Remote
 from wayside.core.errors import BadRequest, InvalidInput, Refusal, StoreFull
 from wayside.link import frames as f
+from wayside.link.connection import Channels, WebSocket
 
 
 class Picky(msgspec.Struct):

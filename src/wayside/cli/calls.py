@@ -17,7 +17,8 @@ import msgspec
 
 from wayside.calls.call import State
 from wayside.cli.common import connected_command, fail, write
-from wayside.client.client import CallHandle, Client, Via
+from wayside.client.calls import CallHandle, Via
+from wayside.client.client import Client
 from wayside.client.values import CallEvent, CallStatus
 from wayside.core.codecs import Payload
 from wayside.core.records import JSON, media_type

@@ -13,9 +13,9 @@ import click
 from wayside.cli.rest import Client, HubError, Unreachable
 from wayside.cli.work import no_hub
 from wayside.client.client import Client as AsyncClient
-from wayside.client.connection import Channels, WebSocket
-from wayside.client.connection import Unreachable as NoConnection
 from wayside.core.errors import Refusal
+from wayside.link.connection import Channels, WebSocket
+from wayside.link.connection import Unreachable as NoConnection
 
 F = Callable[..., Any]
 INTERRUPTED = 130

@@ -20,7 +20,7 @@ import structlog
 from wayside.client.client import Client
 from wayside.client.delivery import Delivery
 from wayside.client.groups import member_name, spec_of
-from wayside.client.member import Member
+from wayside.client.member import Membership
 from wayside.client.sync import ThreadDelivery
 from wayside.core.errors import NotFound, Refusal
 from wayside.core.globs import Glob
@@ -214,7 +214,7 @@ class Subscribers:
 class _Runner:
     """One subscription that runs: a task for each record that is handled, and no more records than that."""
 
-    link: Member
+    link: Membership
 
     def __init__(self, subscribers: Subscribers, subscription: Subscription, function: Callable[..., Any]) -> None:
         self.subscription = subscription
@@ -228,7 +228,7 @@ class _Runner:
 
     def begin(self, client: Client, member: str) -> None:
         self._client, self._member = client, member
-        self.link = Member(client.channels, self.subscription.group, member, self, client.pace, client.prepare)
+        self.link = Membership(client.channels, self.subscription.group, member, self, client.pace, client.prepare)
 
     def rest(self) -> None:
         self._resting = True

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from wayside.calls.call import Outcome
-from wayside.client.client import CallHandle, Client
-from wayside.client.connection import Channels
+from wayside.client.calls import CallHandle
+from wayside.client.client import Client
 from wayside.client.member import Pace
 from wayside.core.limits import Limits
 from wayside.hub import Hub
+from wayside.link.connection import Channels
 from wayside.testing.clock import ManualClock
 from wayside.testing.points import Handlers, Place, Reached, pointed
 from wayside.testing.workers import Link, TestWorker
