@@ -276,7 +276,7 @@ async def test_a_mistake_of_ours_is_told_and_the_record_is_moved_all_the_same(
     """Whatever goes wrong between the last failure and the dead letter: the record is not forgotten."""
     reported: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context["exception"]))
-    monkeypatch.setattr("wayside.deadletters.STUCK_S", 0.0)
+    monkeypatch.setattr("wayside.groups.deadletters.STUCK_S", 0.0)
     await numbers(stage, 1)
     group = await stage.put(retries=0, dead_letter="dead")
     journal = group.journal
