@@ -50,12 +50,13 @@ async def serve_hub(hub: Hub, host: str, port: int, with_demo: bool) -> int:
     if with_demo:
         click.echo(_hints(url))
     sys.stdout.flush()
-    store = hub.log.store
+    log = hub.log
+    store = log.store
     where = {"data": str(hub.directory), "after": "a clean stop" if store.clean else "a crash"} if store else {}
     services = {"services": sorted(hub.handlers)} if hub.handlers else {}
     if hub.subscribed:
         services["groups"] = sorted(hub.subscribed)
-    _log.info("serving", url=url, streams=hub.log.statistics().streams, **where, **services)
+    _log.info("serving", url=url, streams=log.statistics().streams, **where, **services)
     await stop.wait()
     _log.info("draining", connections=len(server.connections), seconds_max=hub.limits.drain_s)
     if work is not None:
@@ -66,8 +67,8 @@ async def serve_hub(hub: Hub, host: str, port: int, with_demo: bool) -> int:
     await server.drain(hub.limits.drain_s)
     await hub.rest(max(0.0, over - loop.time()))
     await hub.close()
-    _log.info("stopped", failed=hub.log.failed)
-    return 1 if hub.log.failed else 0
+    _log.info("stopped", failed=log.failed)
+    return 1 if log.failed else 0
 
 
 def _hints(url: str) -> str:
@@ -212,7 +213,7 @@ def serve(
         hub.webhook_private = webhook_allow_private or hub.webhook_private
         raise_file_limit(hub.limits.connections_max + 256)
         keep_memory()
-        _ = hub.keeping  # opens the store
+        _ = hub.log  # opens the store
     except Refusal as refusal:
         fail(refusal.detail)
     except (ValueError, RuntimeError) as error:

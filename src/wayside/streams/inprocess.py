@@ -1,16 +1,18 @@
-"""Streams in the hub's own process: the methods of :class:`~wayside.hub.Hub` that need no connection."""
+"""Reading and writing streams in the hub's own process, without a connection: values in, records out.
+
+It does not know whether a path may be used by whoever asks, nor that a hub may stand for another.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from wayside.client.client import Client, PolicyName
 from wayside.core.callbacks import asked
 from wayside.core.errors import BadRequest, Lagged, NotFound
 from wayside.core.globs import Glob, is_glob
@@ -22,21 +24,19 @@ from wayside.core.records import (
     Appended,
     Batch,
     Create,
-    Durability,
+    Created,
     Meta,
     Offset,
     Record,
     StreamConfig,
     StreamInfo,
-    require_public,
 )
-from wayside.storage.embedded.log import EmbeddedLog
-from wayside.streams.contract import Reader, StreamView
+from wayside.streams.contract import Log, Reader, StreamView
 from wayside.streams.delayed import Delaying, Held, Item
-from wayside.streams.presence import Presence, PresenceEvent, Presences
+from wayside.streams.presence import Presence
 from wayside.streams.union import unwrap
 
-__all__ = ["Batches", "InProcess", "Inlet"]
+__all__ = ["Batches", "InProcess", "Inlet", "Reading"]
 
 
 READ_AHEAD = 64 * 1024
@@ -44,7 +44,7 @@ READ_AHEAD = 64 * 1024
 
 
 class Batches:
-    """Encoding of an in-process reader: none."""
+    """The encoding of a reader in process: none."""
 
     key = "batches"
     heartbeat = None
@@ -60,7 +60,7 @@ class Batches:
 
 
 class Inlet:
-    """Sink of an in-process reader."""
+    """The sink of a reader in process: it holds some batches, and pauses its follower."""
 
     def __init__(self) -> None:
         self.paused = False
@@ -122,124 +122,65 @@ class Inlet:
             await self._changed.wait()
 
 
+class Reading:
+    """One reader. ``globbed``: its stream is a glob, and each record says its own stream."""
+
+    def __init__(self, view: StreamView, globbed: bool) -> None:
+        self.inlet = Inlet()
+        self._view = view
+        self._globbed = globbed
+
+    async def batches(self) -> AsyncIterator[list[Record]]:
+        """What comes, until the stream is closed or all is read. Raises ``Lagged``, and what ends the stream."""
+        view, globbed = self._view, self._globbed
+        async for batch in self.inlet.batches():
+            metas = batch.meta or {}
+            first, time_ms = batch.position + 1, batch.time_ms
+            yield [
+                _record(str(view.offset(first + index)), record, time_ms, globbed, metas.get(index))
+                for index, record in enumerate(batch.records)
+            ]
+
+    def stop(self) -> None:
+        """Nobody reads any more."""
+        self.inlet.stop()
+
+
 class InProcess:
-    """What a hub does with streams, for the program that it is part of."""
+    """The streams of ``log``, for the program that the hub is part of."""
 
-    _lent: bool
+    def __init__(self, log: Log, delaying: Delaying, presence: Presence) -> None:
+        self._log = log
+        self._delaying = delaying
+        self._presence = presence
 
-    @property
-    def log(self) -> EmbeddedLog:
-        """What stores its streams."""
-        raise NotImplementedError
+    async def create(self, stream: str, config: StreamConfig, stated: Iterable[str]) -> StreamInfo:
+        """Create a stream, or find it: what is ``stated`` of its configuration has to be as it is."""
+        create = Create(config, frozenset(stated))
+        created: Created = await asked(lambda done: self._log.create(stream, create, done))
+        return created.info
 
-    @property
-    def delaying(self) -> Delaying:
-        """What appends now and later."""
-        raise NotImplementedError
-
-    @property
-    def present(self) -> Presence:
-        """Who is present at streams."""
-        raise NotImplementedError
-
-    @property
-    def client(self) -> Client:
-        """The hub as its own client."""
-        raise NotImplementedError
-
-    async def start(self) -> None:
-        """Begin to serve."""
-        raise NotImplementedError
-
-    async def create(
-        self,
-        stream: str,
-        *,
-        content_type: str = JSON,
-        durability: Durability | Literal["fsync", "async", "memory"] | None = None,
-        ttl_s: int | None = None,
-        retention_bytes: int | None = None,
-        retention_age_s: int | None = None,
-    ) -> StreamInfo:
-        """Create a stream, or find it as it is asked for. Raises :class:`~wayside.errors.Conflict` where it differs."""
-        explicit = {"content_type"}
-        config = StreamConfig(
-            content_type=content_type,
-            durability=Durability(durability) if durability else Durability.FSYNC,
-            ttl_s=ttl_s,
-            retention_bytes=retention_bytes,
-            retention_age_s=retention_age_s,
-        )
-        for name, value in (
-            ("durability", durability),
-            ("ttl_s", ttl_s),
-            ("retention_bytes", retention_bytes),
-            ("retention_age_s", retention_age_s),
-        ):
-            if value is not None:
-                explicit.add(name)
-        require_public(stream)
-        await self.start()
-        created = await asked(lambda done: self.log.create(stream, Create(config, frozenset(explicit)), done))
-        info: StreamInfo = created.info
-        return info
-
-    async def publish(
-        self,
-        stream: str,
-        *records: Any,
-        close: bool = False,
-        id: str = "",
-        key: str = "",
-        headers: Mapping[str, str] | None = None,
-        ttl: float = 0.0,
-        delay: float = 0.0,
-    ) -> str:
-        """Append records, and return the offset after them when they are as durable as the stream promises.
-
-        In a JSON stream each argument is one value; elsewhere each is ``bytes`` or ``str``. A stream that
-        does not exist is created, as JSON. Raises a :class:`~wayside.errors.Refusal`. If the wait is
-        cancelled, the records may or may not have been appended.
-
-        ``key``, ``headers`` and ``ttl`` (seconds for which readers are given them) are of each record, ``id`` is the
-        message id of one: published again with it soon, it is not appended again, and the offset is that of the first.
-        With a ``delay`` in seconds they are appended later, and "" is returned when that is certain.
-        """
-        require_public(stream)
-        await self.start()
-        said = Said(id, key, dict(headers or {}), ttl, delay)
-        if self._lent:
-            more: dict[str, Any] = {"id": id, "key": key, "headers": headers, "ttl": ttl, "delay": delay}
-            offset = await self.client.publish(stream, *records, **more) if records else ""
-            if close:
-                await self.client.close_stream(stream)
-            return offset if offset or delay else (await self.client.info(stream))["stream-next-offset"]
-        view = await self._made(stream)
+    async def publish(self, stream: str, records: Sequence[Any], said: Said, close: bool) -> str:
+        """Append values; returns the offset after them once they are as durable as the stream promises, and "" for those
+        that are appended later. A stream that does not exist is created, as JSON."""
+        view = await self._found(stream)
         append = Append(b"", close=close, records=[_encode(view, record) for record in records])
         if said != NOTHING:
-            append.meta = self.delaying.meta(said)
-            if delay:
+            append.meta = self._delaying.meta(said)
+            if said.delay_s:
                 append.content_type = view.config.content_type
-                await asked(partial(self.delaying.append_later, stream, append, delay))
+                await asked(partial(self._delaying.append_later, stream, append, said.delay_s))
                 return ""
-        result: Appended = await asked(lambda done: self.log.append(stream, append, done))
-        return str(result.offset)
+        return await self._append(stream, append)
 
     async def publish_all(self, publications: Iterable[Publication]) -> list[Published]:
-        """Append records to several streams in one transaction: all of them, or none. Streams that do not exist are created
-        first, as JSON. Returns what became of each. Raises a :class:`~wayside.errors.Refusal`."""
-        publications = list(publications)
-        for publication in publications:
-            require_public(publication.stream)
-        await self.start()
-        if self._lent:
-            return await self.client.publish_all(publications)
+        """Append values to several streams in one transaction; those that do not exist are created first, as JSON."""
         items: list[Item] = []
         for publication in publications:
-            record = _encode(await self._made(publication.stream), publication.data)
-            append = Append(b"", records=[record], meta=self.delaying.meta(publication.said))
+            record = _encode(await self._found(publication.stream), publication.data)
+            append = Append(b"", records=[record], meta=self._delaying.meta(publication.said))
             items.append(Item(publication.stream, append, publication.delay))
-        results: list[Appended | Held] = await asked(partial(self.delaying.append_all, items))
+        results: list[Appended | Held] = await asked(partial(self._delaying.append_all, items))
         return [
             Published("", result.duplicate, rfc3339(result.due_ms))
             if isinstance(result, Held)
@@ -247,95 +188,64 @@ class InProcess:
             for result in results
         ]
 
-    async def _made(self, stream: str) -> StreamView:
-        """The stream, which is made as JSON where there is none."""
-        try:
-            return self.log.find(stream)
-        except NotFound:
-            await self.create(stream)
-            return self.log.find(stream)
+    async def close(self, stream: str) -> str:
+        """Nothing can be appended any more. Returns the last offset."""
+        return await self._append(stream, Append(b"", close=True))
+
+    async def delete(self, stream: str) -> None:
+        """Delete a stream and its records."""
+        await asked(lambda done: self._log.delete(stream, done))
+
+    def info(self, stream: str) -> StreamInfo:
+        """What a stream is now."""
+        return self._log.find(stream, touch=False).info()
 
     async def read(
         self,
         stream: str,
+        offset: str,
         *,
-        offset: str = "-1",
-        follow: bool = True,
-        policy: PolicyName = "catch-up",
-        key: str = "",
-        interval: float = 0.0,
-        lag: int = 0,
-        member: str = "",
-    ) -> AsyncIterator[Record]:
-        """Records from ``offset`` (``-1``: the start, ``now``: the tail) on; with ``follow``, as they come, until the
-        stream is closed; ``policy`` and ``member`` as of :meth:`wayside.client.client.Client.read`. A glob such as ``orders/**`` reads all
-        streams that it matches: each record says its ``stream``. Raises ``NotFound``, ``Gone``,
-        ``Lagged`` or ``BadRequest``."""
-        await self.start()
-        if self._lent:
-            records = self.client.read(
-                stream, offset, follow=follow, policy=policy, key=key, interval=interval, lag=lag, member=member
-            )
-            async for theirs in records:
-                yield theirs
-            return
-        globbed = is_glob(stream)
-        view: StreamView = self.log.find(stream) if not globbed else await asked(partial(self.log.union, Glob(stream)))
+        follow: bool,
+        policy: str,
+        key: str,
+        interval: float,
+        lag: int,
+        member: str,
+    ) -> Reading:
+        """Begin to read; whoever asks stops it. Raises ``NotFound``, ``Gone`` or ``BadRequest``."""
+        log, globbed = self._log, is_glob(stream)
+        view: StreamView = log.find(stream) if not globbed else await asked(partial(log.union, Glob(stream)))
         position = (
             view.start if offset == "-1" else view.tail if offset == "now" else view.resolve(Offset.parse(offset))
         )
         chosen = policy_of(policy, key or None, str(interval) if interval else None, str(lag) if lag else None)
         if chosen is not None:
             chosen.require_fit(is_json=view.config.is_json, follows=True)
-        ended = self._enter(stream, member) if member else None
-        inlet = Inlet()
+        left = self._enter(stream, member) if member else None
+        reading = Reading(view, globbed)
         until = None if follow else view.tail
-        self.log.follow(view, position, Batches(), inlet, "in-process", until=until, policy=chosen, ended=ended)
-        try:
-            async for batch in inlet.batches():
-                metas = batch.meta or {}
-                for index, record in enumerate(batch.records):
-                    offset = str(view.offset(batch.position + index + 1))
-                    yield _record(offset, record, batch.time_ms, globbed, metas.get(index))
-        finally:
-            inlet.stop()
+        log.follow(view, position, Batches(), reading.inlet, "in-process", until=until, policy=chosen, ended=left)
+        return reading
 
     def _enter(self, stream: str, member: str) -> Callable[[], None]:
         """A member reads; returns how it ends."""
         if is_glob(stream):
             raise BadRequest(f"Presence is of one stream, and {stream!r} is a glob.", code="glob-member")
-        stay = self.present.stay(stream, member)
+        stay = self._presence.stay(stream, member)
         stay.renew("in-process")
         return stay.hold("in-process")
 
-    async def presence(self, stream: str) -> Presences:
-        """Who is present at a stream: :meth:`wayside.client.client.Client.presence`."""
-        await self.start()
-        return await self.client.presence(stream)
+    async def _found(self, stream: str) -> StreamView:
+        """The stream, which is made as JSON where there is none."""
+        try:
+            return self._log.find(stream)
+        except NotFound:
+            await self.create(stream, StreamConfig(JSON), {"content_type"})
+            return self._log.find(stream)
 
-    async def presence_events(self, stream: str, offset: str = "-1") -> AsyncIterator[PresenceEvent]:
-        """Joins and leaves at a stream: :meth:`wayside.client.client.Client.presence_events`."""
-        await self.start()
-        async for event in self.client.presence_events(stream, offset):
-            yield event
-
-    async def close_stream(self, stream: str) -> str:
-        """Nothing can be appended any more; followers end. Returns the last offset."""
-        require_public(stream)
-        await self.start()
-        result: Appended = await asked(lambda done: self.log.append(stream, Append(b"", close=True), done))
-        return str(result.offset)
-
-    async def delete(self, stream: str) -> None:
-        """Delete a stream and its records."""
-        require_public(stream)
-        await self.start()
-        await asked(lambda done: self.log.delete(stream, done))
-
-    async def info(self, stream: str) -> StreamInfo:
-        """What a stream is now."""
-        await self.start()
-        return self.log.find(stream, touch=False).info()
+    async def _append(self, stream: str, append: Append) -> str:
+        appended: Appended = await asked(lambda done: self._log.append(stream, append, done))
+        return str(appended.offset)
 
 
 def _record(offset: str, data: bytes, time_ms: int, wrapped: bool, meta: Meta | None) -> Record:
