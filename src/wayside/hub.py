@@ -502,9 +502,9 @@ class Hub:
             return
         reading = await self._own.streams.read(stream, offset, **options)
         try:
-            async for records in reading.batches():
-                for record in records:
-                    yield record
+            async for batch in reading.batches():
+                for index in range(len(batch.records)):
+                    yield reading.record(batch, index)
         finally:
             reading.stop()
 

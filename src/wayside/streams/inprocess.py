@@ -25,7 +25,6 @@ from wayside.core.records import (
     Batch,
     Create,
     Created,
-    Meta,
     Offset,
     Record,
     StreamConfig,
@@ -130,16 +129,19 @@ class Reading:
         self._view = view
         self._globbed = globbed
 
-    async def batches(self) -> AsyncIterator[list[Record]]:
+    def batches(self) -> AsyncIterator[Batch]:
         """What comes, until the stream is closed or all is read. Raises ``Lagged``, and what ends the stream."""
-        view, globbed = self._view, self._globbed
-        async for batch in self.inlet.batches():
-            metas = batch.meta or {}
-            first, time_ms = batch.position + 1, batch.time_ms
-            yield [
-                _record(str(view.offset(first + index)), record, time_ms, globbed, metas.get(index))
-                for index, record in enumerate(batch.records)
-            ]
+        return self.inlet.batches()
+
+    def record(self, batch: Batch, index: int) -> Record:
+        """A record of a batch, as the program is given it."""
+        offset, data = str(self._view.offset(batch.position + index + 1)), batch.records[index]
+        stream, meta = "", None if batch.meta is None else batch.meta.get(index)
+        if self._globbed:
+            stream, _, data, meta = unwrap(data)
+        if meta is None:
+            return Record(offset, data, batch.time_ms, stream)
+        return Record(offset, data, batch.time_ms, stream, meta.headers, meta.id, meta.key)
 
     def stop(self) -> None:
         """Nobody reads any more."""
@@ -163,7 +165,10 @@ class InProcess:
     async def publish(self, stream: str, records: Sequence[Any], said: Said, close: bool) -> str:
         """Append values; returns the offset after them once they are as durable as the stream promises, and "" for those
         that are appended later. A stream that does not exist is created, as JSON."""
-        view = await self._found(stream)
+        try:
+            view: StreamView = self._log.find(stream)
+        except NotFound:
+            view = await self._make(stream)
         append = Append(b"", close=close, records=[_encode(view, record) for record in records])
         if said != NOTHING:
             append.meta = self._delaying.meta(said)
@@ -171,14 +176,18 @@ class InProcess:
                 append.content_type = view.config.content_type
                 await asked(partial(self._delaying.append_later, stream, append, said.delay_s))
                 return ""
-        return await self._append(stream, append)
+        appended: Appended = await asked(lambda done: self._log.append(stream, append, done))
+        return str(appended.offset)
 
     async def publish_all(self, publications: Iterable[Publication]) -> list[Published]:
         """Append values to several streams in one transaction; those that do not exist are created first, as JSON."""
         items: list[Item] = []
         for publication in publications:
-            record = _encode(await self._found(publication.stream), publication.data)
-            append = Append(b"", records=[record], meta=self._delaying.meta(publication.said))
+            try:
+                view: StreamView = self._log.find(publication.stream)
+            except NotFound:
+                view = await self._make(publication.stream)
+            append = Append(b"", records=[_encode(view, publication.data)], meta=self._delaying.meta(publication.said))
             items.append(Item(publication.stream, append, publication.delay))
         results: list[Appended | Held] = await asked(partial(self._delaying.append_all, items))
         return [
@@ -190,7 +199,8 @@ class InProcess:
 
     async def close(self, stream: str) -> str:
         """Nothing can be appended any more. Returns the last offset."""
-        return await self._append(stream, Append(b"", close=True))
+        closed: Appended = await asked(lambda done: self._log.append(stream, Append(b"", close=True), done))
+        return str(closed.offset)
 
     async def delete(self, stream: str) -> None:
         """Delete a stream and its records."""
@@ -235,26 +245,10 @@ class InProcess:
         stay.renew("in-process")
         return stay.hold("in-process")
 
-    async def _found(self, stream: str) -> StreamView:
-        """The stream, which is made as JSON where there is none."""
-        try:
-            return self._log.find(stream)
-        except NotFound:
-            await self.create(stream, StreamConfig(JSON), {"content_type"})
-            return self._log.find(stream)
-
-    async def _append(self, stream: str, append: Append) -> str:
-        appended: Appended = await asked(lambda done: self._log.append(stream, append, done))
-        return str(appended.offset)
-
-
-def _record(offset: str, data: bytes, time_ms: int, wrapped: bool, meta: Meta | None) -> Record:
-    stream = ""
-    if wrapped:
-        stream, _, data, meta = unwrap(data)
-    if meta is None:
-        return Record(offset, data, time_ms, stream)
-    return Record(offset, data, time_ms, stream, meta.headers, meta.id, meta.key)
+    async def _make(self, stream: str) -> StreamView:
+        """A stream that there was none of, as JSON."""
+        await self.create(stream, StreamConfig(JSON), {"content_type"})
+        return self._log.find(stream)
 
 
 def _encode(stream: StreamView, record: Any) -> bytes:
