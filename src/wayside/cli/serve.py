@@ -20,6 +20,7 @@ from wayside.cli.process import configure_logs, freeze_memory, keep_memory, leav
 from wayside.cli.settings import is_loopback, limit_options, limits_of, read_config, was_given
 from wayside.cli.work import work as work_for
 from wayside.core.errors import Refusal
+from wayside.core.limits import Limits
 from wayside.hub import Hub
 from wayside.storage.embedded.check import check as check_store
 from wayside.webhooks.standard import new_secret, sign
@@ -191,12 +192,7 @@ def serve(
     context = click.get_current_context()
     if memory and was_given(context, "data"):
         fail(f"--memory keeps nothing in {data}: give --memory or --data, not both.", 2)
-    if not is_loopback(host) and not allow_anonymous:
-        fail(
-            f"{host} can be reached from other machines, and this version has no authentication: anybody could read and "
-            "write every stream. Use --host 127.0.0.1, or say --allow-anonymous if that is what you want.",
-            2,
-        )
+    _require_local(host, allow_anonymous)
     if with_reload:
         _reload(app or fail("--reload is for an application: wayside serve app:hub --reload.", 2))
     configure_logs(log_level, log_format)
@@ -206,9 +202,7 @@ def serve(
             hub.place("memory:")
         elif was_given(context, "data") or not hub.placed:
             hub.place(f"file:{data}")
-        hub.limits = limits_of(context, values, hub.limits)
-        if reload.is_child():
-            hub.limits = dataclasses.replace(hub.limits, drain_s=min(hub.limits.drain_s, reload.DRAIN_S))
+        hub.limits = _limits_here(limits_of(context, values, hub.limits))
         hub.webhook_secrets = list(webhook_secrets) or hub.webhook_secrets
         hub.webhook_private = webhook_allow_private or hub.webhook_private
         raise_file_limit(hub.limits.connections_max + 256)
@@ -219,6 +213,22 @@ def serve(
     except (ValueError, RuntimeError) as error:
         fail(f"{app or 'the hub'} cannot be served: {error}", 2)
     leave(uvloop.run(serve_hub(hub, host, port, with_demo)))
+
+
+def _require_local(host: str, allow_anonymous: bool) -> None:
+    if not is_loopback(host) and not allow_anonymous:
+        fail(
+            f"{host} can be reached from other machines, and this version has no authentication: anybody could read and "
+            "write every stream. Use --host 127.0.0.1, or say --allow-anonymous if that is what you want.",
+            2,
+        )
+
+
+def _limits_here(limits: Limits) -> Limits:
+    """In a child that is started anew when a file changes, a drain is short."""
+    if reload.is_child():
+        return dataclasses.replace(limits, drain_s=min(limits.drain_s, reload.DRAIN_S))
+    return limits
 
 
 def _load(app: str) -> Hub:
