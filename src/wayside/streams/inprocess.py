@@ -35,7 +35,7 @@ from wayside.streams.delayed import Delaying, Held, Item
 from wayside.streams.presence import Presence
 from wayside.streams.union import unwrap
 
-__all__ = ["Batches", "InProcess", "Inlet", "Reading"]
+__all__ = ["Batches", "InProcess", "Inlet", "RecordReader"]
 
 
 READ_AHEAD = 64 * 1024
@@ -121,7 +121,7 @@ class Inlet:
             await self._changed.wait()
 
 
-class Reading:
+class RecordReader:
     """One reader. ``globbed``: its stream is a glob, and each record says its own stream."""
 
     def __init__(self, view: StreamView, globbed: bool) -> None:
@@ -221,7 +221,7 @@ class InProcess:
         interval: float,
         lag: int,
         member: str,
-    ) -> Reading:
+    ) -> RecordReader:
         """Begin to read; whoever asks stops it. Raises ``NotFound``, ``Gone`` or ``BadRequest``."""
         log, globbed = self._log, is_glob(stream)
         view: StreamView = log.find(stream) if not globbed else await asked(partial(log.union, Glob(stream)))
@@ -232,7 +232,7 @@ class InProcess:
         if chosen is not None:
             chosen.require_fit(is_json=view.config.is_json, follows=True)
         left = self._enter(stream, member) if member else None
-        reading = Reading(view, globbed)
+        reading = RecordReader(view, globbed)
         until = None if follow else view.tail
         log.follow(view, position, Batches(), reading.inlet, "in-process", until=until, policy=chosen, ended=left)
         return reading

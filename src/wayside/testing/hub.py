@@ -13,7 +13,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from wayside.calls.call import Outcome
 from wayside.client.calls import CallHandle
 from wayside.client.client import Client
 from wayside.client.member import Pace
@@ -21,8 +20,8 @@ from wayside.core.limits import Limits
 from wayside.hub import Hub, Parts, detach
 from wayside.link.connection import Channels
 from wayside.testing.clock import ManualClock
-from wayside.testing.points import Handlers, Place, Reached, pointed
-from wayside.testing.workers import Link, TestWorker
+from wayside.testing.points import Handlers, Place, Reached, finish_at_point, pointed
+from wayside.testing.workers import TestConnection, TestWorker
 
 __all__ = ["TestHub"]
 
@@ -67,8 +66,8 @@ class TestHub:
         except RuntimeError as error:
             raise RuntimeError("This hub was used before: a TestHub has to be its first use.") from error
         self.clock = clock or ManualClock()
-        self._link = Link(self)
-        self.client = Client(Channels(self._link, retry_s=None), pace=Pace(self.clock))
+        self._connection = TestConnection(self)
+        self.client = Client(Channels(self._connection, retry_s=None), pace=Pace(self.clock))
         self.reached: list[Reached] = []
         self.workers: list[TestWorker] = []
         self.up = False
@@ -140,13 +139,7 @@ class TestHub:
         hub.subscribers.wrap = partial(pointed, place=place)
         hub.worker.runner.handlers = Handlers(hub.handlers, place)
         hub.worker.worker.stopping = not self._local
-        finish = hub.worker.finish
-
-        def finish_there(call: str, attempt: int, outcome: Outcome) -> None:
-            if not place.reach("before-finish"):
-                finish(call, attempt, outcome)
-
-        setattr(hub.worker, "finish", finish_there)  # noqa: B010 - a method
+        finish_at_point(hub.worker, place)
         hub.calls._random.seed(0)  # the same delays in each run
         await hub.start()
         self.up = True
@@ -225,7 +218,7 @@ class TestHub:
 
     def _drop(self, reason: str) -> None:
         """Break all connections to the hub."""
-        self._link.drop(reason)
+        self._connection.drop(reason)
         for worker in self.workers:
             worker.drop(reason)
 
