@@ -49,17 +49,6 @@ from wayside.webhooks.wakes import Poster
 __all__ = ["Hub", "Parts", "detach", "package_version"]
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class _Reads(TypedDict):
-    follow: bool
-    policy: PolicyName
-    key: str
-    interval: float
-    lag: int
-    member: str
-
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 
 
@@ -69,6 +58,17 @@ def package_version() -> str:
         return version("wayside")
     except PackageNotFoundError:  # pragma: no cover - run from a source tree that was never installed
         return "0"
+
+
+class _Reads(TypedDict):
+    """How to read, as ``read`` is told."""
+
+    follow: bool
+    policy: PolicyName
+    key: str
+    interval: float
+    lag: int
+    member: str
 
 
 @dataclass(slots=True)
@@ -233,7 +233,7 @@ class Hub:
 
     @property
     def leases(self) -> Leases:
-        """Of the workers elsewhere."""
+        """Leases of the workers elsewhere."""
         return self._own.leases
 
     @property
@@ -385,7 +385,7 @@ class Hub:
 
     def asgi(self) -> AsgiApp:
         """The hub as an ASGI application, to mount or to run."""
-        return AsgiApp(lambda: self.routes, self.limits, self.start, self.close, self.directory)
+        return AsgiApp(lambda: self._own.routes, self.limits, self.start, self.close, self.directory)
 
     async def serve(self, host: str = "127.0.0.1", port: int = 7070) -> Server:
         """Listen with the hub's own server; returns it once it does. Raises OSError where it cannot."""

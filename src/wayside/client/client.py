@@ -84,6 +84,7 @@ class Client:
         ``timeout`` are seconds; then :class:`CallTimedOut` is raised and the call is cancelled, unless it has an
         ``idempotency_key``: with one it is durable, and can be asked for again. Raises what the handler raised as a
         refusal (:class:`CallFailed` for what it did not foresee), and :class:`UnknownOutcome` where the connection broke.
+        Where the wait is cancelled, so is the call, unless it has a key.
         """
         channels = self.channels
         if not channels.connected:
@@ -121,7 +122,8 @@ class Client:
     ) -> CallHandle:
         """Have a service called, and do not wait: the call is on disk when this returns, and its handle is good from
         anywhere. ``delay`` are seconds before it may start; ``callback`` is a URL that is told of its end. With an
-        ``idempotency_key`` the same request gives the same call, however often it is submitted.
+        ``idempotency_key`` the same request gives the same call, however often it is submitted. Where the wait is
+        cancelled, or :class:`UnknownOutcome` is raised, the call may have been taken, or not.
         """
         channels = self.channels
         if not channels.connected:
@@ -195,7 +197,7 @@ class Client:
         ``key``, ``headers`` and ``ttl`` (seconds for which readers are given them) are of each record, ``id`` is the
         message id of one: published again with it soon, it is not appended again, and the offset is that of the first;
         so it is sent again when the connection breaks. With a ``delay`` in seconds they are appended later, and "" is
-        returned when that is certain."""
+        returned when that is certain. If the wait is cancelled, they may or may not have been appended."""
         channels = self.channels
         if not channels.connected:
             await channels.ready()

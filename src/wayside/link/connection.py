@@ -41,12 +41,16 @@ class FrameTransport(Protocol):
     """What carries frames to a hub and back. ``take`` is given each list of frames, ``lost`` told once that it is over."""
 
     async def open(self, take: Callable[[list[Any]], None], lost: Callable[[str], None]) -> None:
-        """Raises OSError, or a refusal that no other attempt would change."""
+        """Connect. Raises OSError, or a refusal that no other attempt would change."""
         ...
 
-    def send(self, frames: list[Any]) -> None: ...
+    def send(self, frames: list[Any]) -> None:
+        """Send all of them, or raise TypeError, ValueError, OverflowError or RecursionError for what cannot be sent."""
+        ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Disconnect; ``lost`` need not be told."""
+        ...
 
 
 class Channel(Protocol):
@@ -218,7 +222,8 @@ def _ignore(_what: Any) -> None:
 
 
 class Channels:
-    """Channels of one client. ``retry_s``: for how long a lost connection is tried again; None: for ever."""
+    """The channels of one connection, by number. ``retry_s``: for how long a connection that was lost is tried again; None:
+    for ever."""
 
     def __init__(self, transport: FrameTransport, *, retry_s: float | None = 60.0) -> None:
         self._transport = transport
@@ -273,7 +278,7 @@ class Channels:
             guarded(channel.resume)
 
     def add(self, channel: Channel) -> int:
-        """A new channel."""
+        """A new channel. Returns its number."""
         self._number += 1
         self._open[self._number] = channel
         return self._number
@@ -284,6 +289,7 @@ class Channels:
         return len(self._open)
 
     def remove(self, number: int) -> None:
+        """Give nothing more to a channel."""
         self._open.pop(number, None)
 
     def put(self, frame: Any) -> None:
