@@ -5,8 +5,8 @@ A record is written once, to a durable stream; every reader picks its own way to
 
 from wayside import sync
 from wayside.calls.handler import Call
-from wayside.client.client import CallHandle, Client
-from wayside.client.connection import Channels, WebSocket
+from wayside.client.calls import CallHandle
+from wayside.client.client import Client
 from wayside.client.delivery import Delivery
 from wayside.client.groups import GroupMember
 from wayside.client.subscriber import Reject, Retry
@@ -17,6 +17,7 @@ from wayside.core.metadata import Publication, Published
 from wayside.core.records import Durability, Record, StreamInfo
 from wayside.core.signature import Upload
 from wayside.hub import Hub
+from wayside.link.connection import Channels, WebSocket
 
 __all__ = [
     "Call",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 from wayside.calls.handler import Call, Handler
 from wayside.calls.housekeeping import Keeping
@@ -21,19 +21,20 @@ from wayside.calls.local import LocalWorker
 from wayside.calls.queue import ServiceSpec
 from wayside.calls.services import Calls
 from wayside.calls.workers import Leases
-from wayside.client.client import CallHandle, Client
-from wayside.client.connection import Channels, Local
-from wayside.client.subscriber import Subscribers, Subscribing, Subscription
+from wayside.client.calls import CallHandle
+from wayside.client.client import Client, PolicyName
+from wayside.client.subscriber import CONCURRENCY, Subscribers, Subscription, subscription
 from wayside.core.callbacks import Done
 from wayside.core.clock import Clock, SystemClock
 from wayside.core.engine import Engine
 from wayside.core.errors import BadRequest
 from wayside.core.limits import Limits
-from wayside.core.records import require_public
+from wayside.core.metadata import Publication, Published, Said
+from wayside.core.records import JSON, Durability, Record, StreamConfig, StreamInfo, require_public
 from wayside.groups.events import GroupSpec
 from wayside.groups.registry import Groups
 from wayside.groups.webhook import GroupPush
-from wayside.inprocess import InProcess
+from wayside.link.connection import Channels, Local
 from wayside.server.http.asgi import AsgiApp
 from wayside.server.http.listener import Server
 from wayside.server.http.metrics import Operations
@@ -43,16 +44,22 @@ from wayside.storage.embedded.engine import EmbeddedEngine
 from wayside.storage.embedded.files import CHECKED_VFS
 from wayside.storage.memory import MemoryEngine
 from wayside.streams.delayed import Delaying
-from wayside.streams.presence import Presence
+from wayside.streams.inprocess import InProcess
+from wayside.streams.presence import Presence, PresenceEvent, Presences
 from wayside.streams.streams import Streams
 from wayside.webhooks.post import Direct
 from wayside.webhooks.standard import Webhooks
 from wayside.webhooks.subscriptions import Subscriptions
 from wayside.webhooks.wakes import Poster
 
-__all__ = ["Hub", "package_version"]
+__all__ = ["Hub", "Parts", "detach", "package_version"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+ENGINES: dict[str, Callable[[str, str, Clock], Engine]] = {
+    "file": lambda place, vfs, clock: EmbeddedEngine(Path(place), vfs=vfs, clock=clock),
+    "memory": lambda _place, _vfs, _clock: MemoryEngine(),
+}
+"""What a hub keeps its streams in, by what its URL begins with: made of the rest of the URL, SQLite's VFS, and the clock."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 
 
@@ -64,7 +71,49 @@ def package_version() -> str:
         return "0"
 
 
-class Hub(InProcess, Subscribing):
+class _Reads(TypedDict):
+    """How to read, as ``read`` is told."""
+
+    follow: bool
+    policy: PolicyName
+    key: str
+    interval: float
+    lag: int
+    member: str
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a hub is made of: made together by its first use or its start, gone when it is closed."""
+
+    log: Streams
+    calls: Calls
+    leases: Leases
+    present: Presence
+    delaying: Delaying
+    streams: InProcess
+    groups: Groups
+    group_push: GroupPush | None
+    subscriptions: Subscriptions
+    keeping: Keeping
+    connections: Connections
+    operations: Operations
+    routes: Routes
+    client: Client
+    worker: LocalWorker
+    subscribers: Subscribers
+
+
+def detach(hub: Hub) -> Parts | None:
+    """Have a hub be as if it had never been used: for whoever crashes it, and starts it again. Returns the parts that it
+    had, which nobody has closed."""
+    parts, hub._parts = hub._parts, None
+    hub._loop = hub._starting = None
+    hub._closed = False
+    return parts
+
+
+class Hub:
     """Streams, and every way to reach them.
 
     ``url`` is ``file:DIRECTORY`` or ``memory:``. A directory belongs to one hub at a time; opening it
@@ -81,27 +130,28 @@ class Hub(InProcess, Subscribing):
         limits: Limits | None = None,
         clock: Clock | None = None,
         vfs: str = CHECKED_VFS,
-        engine: Engine | None = None,
         webhook_secrets: Sequence[str] = (),
         webhook_private: bool = False,
     ) -> None:
+        self._parts: Parts | None = None
+        self._lent: Client | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._closed = False
+        self._vfs = vfs
         self.placed = url is not None
         """Whether it was said where it keeps its streams."""
         self.place("memory:" if url is None else url)
         self.limits = limits or Limits()
         self.clock = clock or SystemClock()
         self.handlers: dict[str, Handler] = {}
+        """Of services, by name."""
         self.subscribed: dict[str, Subscription] = {}
+        """Handlers of records, by group."""
         self.subscribes = True
         """Whether it runs its subscriptions in this process."""
         self.webhook_secrets = list(webhook_secrets)
         self.webhook_private = webhook_private
-        self._vfs = vfs
-        self._engine = engine
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._starting: asyncio.Task[None] | None = None
-        self._closed = False
-        self._lent = False
 
     def __repr__(self) -> str:
         return f"<Hub {self.url} {'closed' if self._closed else 'open'}>"
@@ -109,9 +159,9 @@ class Hub(InProcess, Subscribing):
     def place(self, url: str) -> None:
         """Say where it keeps its streams, before its first use. Raises BadRequest for what is no place."""
         kind, _, rest = url.partition(":")
-        if kind not in ("file", "memory") or (kind == "file") != bool(rest):
+        if kind not in ENGINES or (kind == "memory") == bool(rest):
             raise BadRequest(f"{url!r} is not a hub's place: use file:DIRECTORY or memory:", code="hub-url")
-        if "log" in self.__dict__:
+        if self._parts is not None:
             raise RuntimeError("The hub has been used: it has its place already.")
         self.url = url
         self.directory = Path(rest) if kind == "file" else None
@@ -120,182 +170,227 @@ class Hub(InProcess, Subscribing):
         """Stand for the hub of a ``client``, as in a worker: calls, ``publish`` and ``read`` go there; nothing is opened
         here, and the rest raises RuntimeError."""
         self.url = client.url
-        self.__dict__["client"] = client
-        self._lent = True
+        self._lent = client
 
-    # -- parts, each made when it is first needed: a hub that is only imported opens no store
+    # -- parts: a hub that is only imported opens no store
 
-    @functools.cached_property
-    def log(self) -> Streams:
-        """What stores its streams. Raises where the directory cannot be opened."""
-        if self._lent:
-            raise RuntimeError(
-                f"In a worker this stands for the hub at {self.url}, for calls, publish and read only: for anything else "
-                "use wayside.connect."
-            )
-        engine = self._engine
-        if engine is None:
-            vfs, clock = self._vfs, self.clock
-            engine = EmbeddedEngine(self.directory, vfs=vfs, clock=clock) if self.directory else MemoryEngine()
-        return Streams(engine, limits=self.limits, clock=self.clock)
+    def _build(self) -> Parts:
+        """All parts, in the order in which they need each other. Raises where the directory cannot be opened."""
+        limits, clock = self.limits, self.clock
+        secrets, private = self.webhook_secrets, self.webhook_private
+        webhooks = Webhooks(secrets=secrets, allow_private=private, clock=clock) if secrets else None
+        log = Streams(self._open_engine(), limits=limits, clock=clock)
+        calls = Calls(log, clock, limits)
+        timers = calls.timers
+        leases = Leases(calls)
+        present = Presence(log, timers, clock)
+        delaying = Delaying(log, timers, clock)
+        group_push = None
+        if secrets:
 
-    @functools.cached_property
-    def calls(self) -> Calls:
-        return Calls(self.log, self.clock, self.limits)
+            def put(name: str, spec: GroupSpec, done: Done) -> None:
+                groups.put(name, spec, done)  # which are given what pushes for them
 
-    @functools.cached_property
-    def leases(self) -> Leases:
-        return Leases(self.calls)
-
-    @functools.cached_property
-    def present(self) -> Presence:
-        return Presence(self.log, self.calls.timers, self.clock)
-
-    @functools.cached_property
-    def delaying(self) -> Delaying:
-        return Delaying(self.log, self.calls.timers, self.clock)
-
-    @functools.cached_property
-    def groups(self) -> Groups:
-        push, timers = self.group_push, self.calls.timers
-        if push is None:
-            return Groups(self.log, self.clock, timers)
-        return Groups(self.log, self.clock, timers, push.check, push.specified)
-
-    @functools.cached_property
-    def group_push(self) -> GroupPush | None:
-        """What pushes for groups; None without a secret to sign with."""
-        if not self.webhook_secrets:
-            return None
-        transport = Direct(allow_private=self.webhook_private)
-        private, secrets = self.webhook_private, self.webhook_secrets
-
-        def put(name: str, spec: GroupSpec, done: Done) -> None:
-            self.groups.put(name, spec, done)  # which are given what pushes for them
-
-        return GroupPush(self.clock, put, secrets=secrets, allow_private=private, transport=transport)
-
-    @functools.cached_property
-    def connections(self) -> Connections:
-        return Connections(self.log, self.calls, self.leases, self.present, self.groups, self.delaying)
-
-    @functools.cached_property
-    def operations(self) -> Operations:
-        return Operations(self.log, package_version(), self.calls, self.groups, self.delaying, self.subscriptions)
-
-    @functools.cached_property
-    def routes(self) -> Routes:
-        return Routes(
-            self.log,
-            self.operations,
-            self.calls,
-            self.connections,
-            self.present,
-            self.subscriptions,
-            self.delaying,
-            self.groups,
-        )
-
-    @functools.cached_property
-    def subscriptions(self) -> Subscriptions:
-        """Those of the Durable Streams protocol."""
-        post = Poster(allow_private=self.webhook_private)
-        timers, private = self.calls.timers, self.webhook_private
-        return Subscriptions(self.log, timers, self.clock, post=post, allow_private=private)
-
-    @functools.cached_property
-    def keeping(self) -> Keeping:
-        secrets, clock = self.webhook_secrets, self.clock
-        webhooks = Webhooks(secrets=secrets, allow_private=self.webhook_private, clock=clock) if secrets else None
-        calls = self.calls
-        keeping = Keeping(calls, self.leases, webhooks)
+            direct = Direct(allow_private=private)
+            group_push = GroupPush(clock, put, secrets=secrets, allow_private=private, transport=direct)
+        groups = Groups(log, clock, timers, *((group_push.check, group_push.specified) if group_push else ()))
+        poster = Poster(allow_private=private)
+        subscriptions = Subscriptions(log, timers, clock, post=poster, allow_private=private)
+        keeping = Keeping(calls, leases, webhooks)
         calls.on_declared, calls.check_callback = keeping.declared, keeping.check
         calls.attempts.on_ending, calls.attempts.on_ended = keeping.ending, keeping.ended
-        return keeping
+        connections = Connections(log, calls, leases, present, groups, delaying)
+        operations = Operations(log, package_version(), calls, groups, delaying, subscriptions)
+        routes = Routes(log, operations, calls, connections, present, subscriptions, delaying, groups)
+        connections.resolve = routes.resolve
+        client = Client(Channels(Local(connections.enter_local)))
+        worker = LocalWorker(calls, self.handlers, limits.worker_calls_max, self._open, lambda: client)
+        return Parts(
+            log=log,
+            calls=calls,
+            leases=leases,
+            present=present,
+            delaying=delaying,
+            streams=InProcess(log, delaying, present),
+            groups=groups,
+            group_push=group_push,
+            subscriptions=subscriptions,
+            keeping=keeping,
+            connections=connections,
+            operations=operations,
+            routes=routes,
+            client=client,
+            worker=worker,
+            subscribers=Subscribers({}, client, worker.threads),
+        )
 
-    @functools.cached_property
+    def _open_engine(self) -> Engine:
+        kind, _, rest = self.url.partition(":")
+        return ENGINES[kind](rest, self._vfs, self.clock)
+
+    @property
+    def _own(self) -> Parts:
+        """The parts, made now if they were not."""
+        if self._parts is None:
+            if self._lent is not None:
+                raise RuntimeError(
+                    f"In a worker this stands for the hub at {self.url}, for calls, publish and read only: for anything "
+                    "else use wayside.connect."
+                )
+            if self._closed:
+                raise RuntimeError("This hub is closed: make another Hub.")
+            self._parts = self._build()
+        return self._parts
+
+    @property
+    def log(self) -> Streams:
+        """What stores its streams. Raises where the directory cannot be opened."""
+        return self._own.log
+
+    @property
+    def calls(self) -> Calls:
+        """Services, and calls of them."""
+        return self._own.calls
+
+    @property
+    def leases(self) -> Leases:
+        """Leases of the workers elsewhere."""
+        return self._own.leases
+
+    @property
+    def present(self) -> Presence:
+        """Who follows streams."""
+        return self._own.present
+
+    @property
+    def delaying(self) -> Delaying:
+        """What appends now and later."""
+        return self._own.delaying
+
+    @property
+    def groups(self) -> Groups:
+        """Named shared readers."""
+        return self._own.groups
+
+    @property
+    def group_push(self) -> GroupPush | None:
+        """What pushes for groups; None without a secret to sign with."""
+        return self._own.group_push
+
+    @property
+    def connections(self) -> Connections:
+        """The clients that are connected."""
+        return self._own.connections
+
+    @property
+    def operations(self) -> Operations:
+        """Health, metrics, documents."""
+        return self._own.operations
+
+    @property
+    def routes(self) -> Routes:
+        """From a request to what answers it."""
+        return self._own.routes
+
+    @property
+    def subscriptions(self) -> Subscriptions:
+        """Those of the Durable Streams protocol."""
+        return self._own.subscriptions
+
+    @property
+    def keeping(self) -> Keeping:
+        """What is kept of calls beside their streams."""
+        return self._own.keeping
+
+    @property
     def worker(self) -> LocalWorker:
-        return LocalWorker(self.calls, self.handlers, self.limits.worker_calls_max, self._open, lambda: self.client)
+        """What runs services in this process."""
+        return self._own.worker
 
-    @functools.cached_property
+    @property
+    def subscribers(self) -> Subscribers:
+        """What runs its subscriptions in this process."""
+        return self._own.subscribers
+
+    @property
     def client(self) -> Client:
         """The hub as its own client: calls, handles, events, as over a connection."""
-        return Client(Channels(Local(self.connections.enter_local)))
-
-    @functools.cached_property
-    def subscribers(self) -> Subscribers:
-        """What runs its subscriptions in its own process."""
-        return Subscribers(self.subscribed, self.client, self.worker.threads)
-
-    def on_subscribed(self, subscription: Subscription) -> None:
-        if self._loop is not None and self._starting is None and self.subscribes:
-            self.subscribers.add_soon(subscription)
+        return self._lent or self._own.client
 
     # -- life
 
     async def start(self) -> None:
         """Begin to serve; further calls do nothing. Raises RuntimeError on another event loop, or after ``close``."""
         loop = asyncio.get_running_loop()
-        if self._lent:
+        if self._lent is not None:
             return
         if self._loop is None and not self._closed:
-            self.log.start()
+            parts = self._own
+            parts.log.start()
             self._loop = loop
-            self._starting = loop.create_task(self._begin())
+            self._starting = loop.create_task(self._begin(parts))
         elif self._closed or loop is not self._loop:
             raise RuntimeError("This hub is closed, or belongs to another event loop: make another Hub.")
         if self._starting is not None:  # whoever waits may be cancelled, as by a timeout: it begins all the same
             await asyncio.shield(self._starting)
 
-    async def _begin(self) -> None:
+    async def _begin(self, parts: Parts) -> None:
         """Take up what was. Where that fails, ``_starting`` says so to everybody who would use the hub."""
-        await self.log.ready()
-        await self.keeping.start()
-        await self.groups.start()  # before anything is appended: they look for what a crash took
-        await self.delaying.start()
-        await self.subscriptions.start()
+        await parts.log.ready()
+        await parts.keeping.start()
+        await parts.groups.start()  # before anything is appended: they look for what a crash took
+        await parts.delaying.start()
+        await parts.subscriptions.start()
         if self.handlers:
-            self.worker.join()
-        self.connections.resolve = self.routes.resolve
-        self.operations.ready = True
-        if self.subscribed and self.subscribes:
-            await self.subscribers.start()
+            parts.worker.join()
+        parts.operations.ready = True
+        if self.subscribes:
+            for subscription in list(self.subscribed.values()):
+                await parts.subscribers.add(subscription)
         self._starting = None
 
     async def close(self) -> None:
         """Let handlers finish, or hand their calls back; commit what was accepted, tell followers where to resume, close
         the store."""
-        if not self._closed:
-            self._closed = True
-            if self._loop is not None:
-                self.operations.ready = False
-                await self.rest()
-                await self.keeping.stop()
-                await self.delaying.stop()
-                await self.subscriptions.stop()
-                if "client" in self.__dict__:
-                    await self.client.close()
-                self.present.stop()
-                self.connections.stop()
-                if self.group_push is not None:
-                    self.group_push.stop()
-                self.groups.stop()
-                self.calls.stop()
-                await self.log.close()
-            elif "log" in self.__dict__:
-                await self.log.engine.close()
+        if self._closed:
+            return
+        self._closed = True
+        parts = self._parts
+        if parts is None:
+            return
+        if self._loop is None:
+            parts.log.start()  # it was opened, and nothing else has begun
+        else:
+            await self._stop(parts)
+        await parts.log.close()
+        self._parts = None
+
+    async def _stop(self, parts: Parts) -> None:
+        parts.operations.ready = False
+        await self.rest()
+        await parts.keeping.stop()
+        await parts.delaying.stop()
+        await parts.subscriptions.stop()
+        await parts.client.close()
+        parts.present.stop()
+        parts.connections.stop()
+        if parts.group_push is not None:
+            parts.group_push.stop()
+        parts.groups.stop()
+        parts.calls.stop()
 
     async def rest(self, seconds: float | None = None) -> None:
         """Take no more calls in this process; let handlers finish, for so long (as long as a drain may take, unless it is
         said), and hand back the others' calls."""
+        if self._parts is None:
+            return
+        worker, subscribers = self._parts.worker, self._parts.subscribers
         seconds = self.limits.drain_s if seconds is None else seconds
-        over = asyncio.get_running_loop().time() + seconds
-        if "worker" in self.__dict__:
-            self.worker.worker.stopping = True
-        if "subscribers" in self.__dict__:
-            await self.subscribers.stop(seconds)
-        if "worker" in self.__dict__:
-            await self.worker.stop(max(0.0, over - asyncio.get_running_loop().time()))
+        loop = asyncio.get_running_loop()
+        over = loop.time() + seconds
+        worker.worker.stopping = True
+        await subscribers.stop(seconds)
+        await worker.stop(max(0.0, over - loop.time()))
 
     async def __aenter__(self) -> Hub:
         await self.start()
@@ -312,7 +407,7 @@ class Hub(InProcess, Subscribing):
 
     def asgi(self) -> AsgiApp:
         """The hub as an ASGI application, to mount or to run."""
-        return AsgiApp(lambda: self.routes, self.limits, self.start, self.close, self.directory)
+        return AsgiApp(lambda: self._own.routes, self.limits, self.start, self.close, self.directory)
 
     async def serve(self, host: str = "127.0.0.1", port: int = 7070) -> Server:
         """Listen with the hub's own server; returns it once it does. Raises OSError where it cannot."""
@@ -321,6 +416,147 @@ class Hub(InProcess, Subscribing):
         self.operations.server = server
         await server.start(host, port)
         return server
+
+    # -- streams
+
+    async def create(
+        self,
+        stream: str,
+        *,
+        content_type: str = JSON,
+        durability: Durability | Literal["fsync", "async", "memory"] | None = None,
+        ttl_s: int | None = None,
+        retention_bytes: int | None = None,
+        retention_age_s: int | None = None,
+    ) -> StreamInfo:
+        """Create a stream, or find it as it is asked for. Raises :class:`~wayside.errors.Conflict` where it differs."""
+        config = StreamConfig(
+            content_type=content_type,
+            durability=Durability(durability) if durability else Durability.FSYNC,
+            ttl_s=ttl_s,
+            retention_bytes=retention_bytes,
+            retention_age_s=retention_age_s,
+        )
+        said = {
+            "durability": durability,
+            "ttl_s": ttl_s,
+            "retention_bytes": retention_bytes,
+            "retention_age_s": retention_age_s,
+        }
+        stated = ["content_type", *(name for name, value in said.items() if value is not None)]
+        require_public(stream)
+        await self.start()
+        return await self._own.streams.create(stream, config, stated)
+
+    async def publish(
+        self,
+        stream: str,
+        *records: Any,
+        close: bool = False,
+        id: str = "",
+        key: str = "",
+        headers: Mapping[str, str] | None = None,
+        ttl: float = 0.0,
+        delay: float = 0.0,
+    ) -> str:
+        """Append records, and return the offset after them when they are as durable as the stream promises.
+
+        In a JSON stream each argument is one value; elsewhere each is ``bytes`` or ``str``. A stream that
+        does not exist is created, as JSON. Raises a :class:`~wayside.errors.Refusal`. If the wait is
+        cancelled, the records may or may not have been appended.
+
+        ``key``, ``headers`` and ``ttl`` (seconds for which readers are given them) are of each record, ``id`` is the
+        message id of one: published again with it soon, it is not appended again, and the offset is that of the first.
+        With a ``delay`` in seconds they are appended later, and "" is returned when that is certain.
+        """
+        require_public(stream)
+        await self.start()
+        said = Said(id, key, dict(headers or {}), ttl, delay)
+        if self._lent is None:
+            return await self._own.streams.publish(stream, records, said, close)
+        there = self._lent
+        offset = ""
+        if records:
+            offset = await there.publish(stream, *records, id=id, key=key, headers=headers, ttl=ttl, delay=delay)
+        if close:
+            await there.close_stream(stream)
+        return offset if offset or delay else (await there.info(stream))["stream-next-offset"]
+
+    async def publish_all(self, publications: Iterable[Publication]) -> list[Published]:
+        """Append records to several streams in one transaction: all of them, or none. Streams that do not exist are created
+        first, as JSON. Returns what became of each. Raises a :class:`~wayside.errors.Refusal`."""
+        publications = list(publications)
+        for publication in publications:
+            require_public(publication.stream)
+        await self.start()
+        if self._lent is not None:
+            return await self._lent.publish_all(publications)
+        return await self._own.streams.publish_all(publications)
+
+    async def read(
+        self,
+        stream: str,
+        *,
+        offset: str = "-1",
+        follow: bool = True,
+        policy: PolicyName = "catch-up",
+        key: str = "",
+        interval: float = 0.0,
+        lag: int = 0,
+        member: str = "",
+    ) -> AsyncIterator[Record]:
+        """Records from ``offset`` (``-1``: the start, ``now``: the tail) on; with ``follow``, as they come, until the
+        stream is closed; ``policy`` and ``member`` as of :meth:`wayside.client.client.Client.read`. A glob such as ``orders/**`` reads all
+        streams that it matches: each record says its ``stream``. Raises ``NotFound``, ``Gone``,
+        ``Lagged`` or ``BadRequest``."""
+        await self.start()
+        options: _Reads = {
+            "follow": follow,
+            "policy": policy,
+            "key": key,
+            "interval": interval,
+            "lag": lag,
+            "member": member,
+        }
+        if self._lent is not None:
+            async for record in self._lent.read(stream, offset, **options):
+                yield record
+            return
+        reading = await self._own.streams.read(stream, offset, **options)
+        try:
+            async for batch in reading.batches():
+                for index in range(len(batch.records)):
+                    yield reading.record(batch, index)
+        finally:
+            reading.stop()
+
+    async def presence(self, stream: str) -> Presences:
+        """Who is present at a stream: :meth:`wayside.client.client.Client.presence`."""
+        await self.start()
+        return await self.client.presence(stream)
+
+    async def presence_events(self, stream: str, offset: str = "-1") -> AsyncIterator[PresenceEvent]:
+        """Joins and leaves at a stream: :meth:`wayside.client.client.Client.presence_events`."""
+        await self.start()
+        async for event in self.client.presence_events(stream, offset):
+            yield event
+
+    async def close_stream(self, stream: str) -> str:
+        """Nothing can be appended any more; followers end. Returns the last offset."""
+        require_public(stream)
+        await self.start()
+        return await self._own.streams.close(stream)
+
+    async def delete(self, stream: str) -> None:
+        """Delete a stream and its records."""
+        require_public(stream)
+        await self.start()
+        await self._own.streams.delete(stream)
+
+    async def info(self, stream: str) -> StreamInfo:
+        """What a stream is now."""
+        await self.start()
+        return self._own.streams.info(stream)
 
     # -- services
 
@@ -358,8 +594,8 @@ class Hub(InProcess, Subscribing):
                 queue_max=queue,
             )
             self.handlers[name] = Handler(function, spec)
-            if self._loop is not None:
-                self.worker.join()
+            if self._loop is not None and self._parts is not None:
+                self._parts.worker.join()
             return function
 
         return decorate
@@ -379,6 +615,42 @@ class Hub(InProcess, Subscribing):
 
         pipeline.__doc__ = f"A pipeline: {', '.join(steps)}."
         self.service(name, retries=retries, backoff=backoff)(pipeline)
+
+    def subscribe(
+        self,
+        streams: str | Iterable[str],
+        *,
+        group: str = "",
+        concurrency: int = CONCURRENCY,
+        **settings: Any,
+    ) -> Callable[[F], F]:
+        """Make a function the handler of records: those of ``streams``, paths or globs, each handled once in the group::
+
+            @hub.subscribe("orders/*", group="billing", retries=5, dead_letter="orders.dead", order_by="customer_id")
+            async def bill(order: Order, delivery: Delivery) -> None: ...
+
+        A coroutine function runs on the event loop, a plain one in a thread; what it takes is read as a service's input
+        is, and a parameter annotated :class:`~wayside.Delivery` is given the delivery. When it returns, the record is
+        acked, in one transaction with what it published with ``delivery.publish``. When it raises, the record comes again
+        later; with :class:`~wayside.Retry` when that says, with :class:`~wayside.Reject` never: then it goes to the
+        dead letters, as does a record that does not fit the parameters.
+
+        ``group`` is the function's module and name where it is not given, so that the group outlives a restart;
+        ``concurrency`` handlers at most run at one time in one process. ``settings`` are those of
+        :meth:`wayside.Client.put_group`. Raises TypeError or ValueError for what makes no sense.
+        """
+        subscribed = subscription(streams, group, concurrency, settings)
+
+        def decorate(function: F) -> F:
+            made = subscribed(function)
+            if made.group in self.subscribed:
+                raise ValueError(f"There is a handler of the group {made.group} already: give each its own group.")
+            self.subscribed[made.group] = made
+            if self._parts is not None and self._loop is not None and self._starting is None and self.subscribes:
+                self._parts.subscribers.add_soon(made)
+            return function
+
+        return decorate
 
     async def _open(self, path: str) -> AsyncIterator[bytes]:
         """A byte stream from its start to its end."""

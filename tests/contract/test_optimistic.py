@@ -97,7 +97,7 @@ async def test_each_appender_keeps_its_order(log: Streams, engine: ForeignEngine
 
 async def test_followers_are_given_everything_in_order(log: Streams, engine: ForeignEngine) -> None:
     """Also what another writer appends, which this hub hears of by the feed."""
-    from wayside.inprocess import Batches, Inlet
+    from wayside.streams.inprocess import Batches, Inlet
 
     await create(log, "shared/s")
     inlet = Inlet()

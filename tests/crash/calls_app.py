@@ -24,9 +24,9 @@ from wayside import Call, Hub, Limits
 from wayside.calls.queue import worker_name
 from wayside.cli.process import configure_logs, leave, stop_event
 from wayside.cli.serve import serve_hub
-from wayside.client.connection import Unreachable
 from wayside.client.worker import Remote
 from wayside.core.errors import BadRequest
+from wayside.link.connection import Unreachable
 
 LEASE_S = 1.0
 DRAIN_S = 0.4

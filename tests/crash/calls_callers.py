@@ -17,7 +17,7 @@ import wayside
 from tests.crash.calls_oracle import answer_of
 from wayside import CallCancelled, CallHandle, Client, Refusal, UnknownOutcome
 from wayside.calls.call import keyed_id
-from wayside.client.client import Via
+from wayside.client.calls import Via
 from wayside.core.errors import Conflict
 
 WATCHED_MAX = 40

@@ -30,12 +30,12 @@ from tests.crash.calls_processes import CRASHED
 from wayside import Client, Hub, Limits, Refusal
 from wayside.cli.process import configure_logs, leave, stop_event
 from wayside.cli.serve import serve_hub
-from wayside.client.connection import Unreachable
 from wayside.client.delivery import Delivery
 from wayside.core.callbacks import Done
 from wayside.core.errors import LeaseFenced, NotFound, UnknownOutcome
 from wayside.groups.events import Dead, Event
 from wayside.groups.journal import Journal
+from wayside.link.connection import Unreachable
 
 LEASE_S = 1.0
 DRAIN_S = 0.4

@@ -189,6 +189,37 @@ def test_serve_ends_although_a_thread_goes_on(run: Run, app: Path, tmp_path: Pat
         assert client.get(identity).result(timeout=PATIENCE_S) == "at last"
 
 
+WATCHER = """
+import time
+from pathlib import Path
+
+from wayside import Hub
+
+hub = Hub()
+
+
+@hub.subscribe("watched", group="watchers")
+def watch(gate: str) -> None:
+    Path(gate + ".begun").touch()
+    while not Path(gate).exists():
+        time.sleep(0.01)
+"""
+
+
+def test_serve_ends_although_a_thread_has_a_record(run: Run, tmp_path: Path) -> None:
+    """A plain function that handles a record cannot be stopped either; the record is given back, and the process ends."""
+    app, gate = application.write(tmp_path / "watcher", WATCHER), tmp_path / "gate"
+    hub = Hub(run, tmp_path / "data", "app:hub", "--drain-s", "0.2", cwd=app)
+    with wayside.sync.connect(hub.url) as client:
+        client.publish("watched", str(gate))
+        eventually((tmp_path / "gate.begun").exists, "it runs")
+    assert hub.stop() == 0
+    gate.touch()
+    hub.start()
+    with wayside.sync.connect(hub.url) as client:
+        eventually(lambda: client.describe_group("watchers")["counts"]["acked"] == 1, "it is handled")
+
+
 # -- work
 
 

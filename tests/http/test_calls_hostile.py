@@ -12,11 +12,11 @@ import pytest
 from tests.http.harness import eventually
 from wayside import CallFailed, Hub
 from wayside.client.client import Client
-from wayside.client.connection import Channels, WebSocket
 from wayside.client.worker import Remote
 from wayside.core.errors import BadRequest, InvalidInput, Refusal, StoreFull
 from wayside.core.records import Append
 from wayside.link import frames as f
+from wayside.link.connection import Channels, WebSocket
 
 
 class Picky(msgspec.Struct):

@@ -13,10 +13,10 @@ import wayside
 from tests.clock import ManualClock
 from tests.http.harness import Gate, Running, eventually
 from wayside import LeaseFenced, UnknownOutcome, sync
-from wayside.client.connection import Channels, WebSocket
 from wayside.client.member import Pace
 from wayside.core.errors import Conflict, NotFound
 from wayside.hub import Hub
+from wayside.link.connection import Channels, WebSocket
 from wayside.link.frames import Settlement
 
 

@@ -16,7 +16,7 @@ from tests.http.events import EventParser, EventSource
 from tests.http.harness import BYTES, JSON, TEXT, Running, eventually
 from tests.http.wire import PATIENCE_S, Wire, request
 from wayside import Record, connect
-from wayside.cli.rest import Client, HubError
+from wayside.cli.rest import HubError, RestClient
 from wayside.client.client import PolicyName
 from wayside.core.errors import Lagged
 
@@ -310,7 +310,7 @@ async def test_the_command_line_reads_with_a_policy(memory: Running, via: str) -
     host, port = memory.server.address
 
     def read(parameters: dict[str, str]) -> list[bytes]:
-        client = Client(f"http://{host}:{port}")
+        client = RestClient(f"http://{host}:{port}")
         try:
             return [data for _, data in client.follow("a", via, "-1", parameters=parameters)]
         finally:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from wayside import Hub
-from wayside.core.errors import BadRequest, Conflict, NotFound, Overloaded, Refusal
+from wayside.core.errors import BadRequest, Conflict, NotFound, Overloaded, Refusal, StoreInUse
+from wayside.hub import detach
 
 UNPRINTABLE = "a\ud800"
 
@@ -116,3 +117,94 @@ async def test_a_client_publishes_values_as_the_stream_is(url: str) -> None:
                 await hub.client.publish("texts", *records)
         assert [r.data async for r in hub.read("values", follow=False)] == [b'"one"', b'"two"', b'"three"']
         assert [r.data async for r in hub.read("texts", follow=False)] == [b"one", b"two", b'"three"']
+
+
+# -- its parts
+
+
+async def test_a_hub_that_is_only_made_opens_nothing(tmp_path: Path) -> None:
+    """Declaring services and subscriptions, mounting and closing leave no trace on disk: the first use opens the store."""
+    hub = Hub(f"file:{tmp_path / 'data'}")
+
+    async def handler(value: int) -> None:
+        return None
+
+    hub.service("echo")(handler)
+    hub.subscribe("a", group="g")(handler)
+    hub.asgi()
+    await hub.close()
+    assert not (tmp_path / "data").exists()
+
+
+async def test_a_store_that_was_opened_and_never_served_is_closed(tmp_path: Path) -> None:
+    """What opened the store, such as a look at its log, need not start the hub: closing lets go of the directory."""
+    hub = Hub(f"file:{tmp_path / 'data'}")
+    assert hub.log.durable
+    with pytest.raises(StoreInUse):
+        _ = Hub(hub.url).log
+    await hub.close()
+    async with Hub(hub.url) as other:
+        await other.publish("a", 1)
+
+
+@pytest.mark.parametrize("used", [True, False])
+async def test_a_closed_hub_makes_nothing_anew(url: str, used: bool) -> None:
+    """Nothing is opened again by whoever still has a hub that was closed."""
+    hub = Hub(url)
+    if used:
+        await hub.publish("a", 1)
+    await hub.close()
+    await hub.close()
+    with pytest.raises(RuntimeError):
+        _ = hub.log
+    with pytest.raises(RuntimeError):
+        await hub.publish("a", 2)
+
+
+async def test_a_directory_in_use_can_be_had_later(tmp_path: Path) -> None:
+    """A hub whose directory is another's is refused each time that it is used, until it is free."""
+    hub = Hub(f"file:{tmp_path / 'data'}")
+    async with Hub(hub.url):
+        for _ in range(2):
+            with pytest.raises(StoreInUse):
+                await hub.start()
+    await hub.publish("a", 1)
+    await hub.close()
+
+
+async def test_subscriptions_are_taken_up_whenever_they_are_declared(url: str) -> None:
+    """Before the parts are made, after it, and after the start."""
+    hub = Hub(url)
+    seen: asyncio.Queue[str] = asyncio.Queue()
+
+    def declare(name: str) -> None:
+        async def handler(value: int) -> None:
+            seen.put_nowait(name)
+
+        hub.subscribe("a", group=name)(handler)
+
+    declare("first")
+    _ = hub.log
+    declare("second")
+    async with hub:
+        declare("third")
+        await hub.publish("a", 1)
+        async with asyncio.timeout(30):
+            assert {await seen.get() for _ in range(3)} == {"first", "second", "third"}
+
+
+async def test_a_detached_hub_is_as_new(url: str) -> None:
+    """Its parts are whoever's who detached them; it makes others, in another place."""
+    hub = Hub(url)
+    await hub.publish("a", 1)
+    with pytest.raises(RuntimeError):
+        hub.place("memory:")
+    parts = detach(hub)
+    assert parts is not None
+    hub.place("memory:")
+    async with hub:
+        assert hub.log is not parts.log
+        with pytest.raises(NotFound):
+            await hub.info("a")
+    await parts.log.close()
+    assert detach(hub) is None

@@ -17,7 +17,8 @@ import msgspec
 
 from wayside.calls.call import CallState
 from wayside.cli.common import connected_command, fail, write
-from wayside.client.client import CallHandle, Client, Via
+from wayside.client.calls import CallHandle, Via
+from wayside.client.client import Client
 from wayside.client.values import CallEvent, CallStatus
 from wayside.core.codecs import Payload
 from wayside.core.records import JSON, media_type
@@ -80,11 +81,7 @@ async def call(
     wayside call reports.build 2024 --async
     """
     payload = _payload(arguments, raw_file, content_type)
-    headers = {"Content-Type": payload.content_type} if payload.content_type else {}
-    if key is not None:
-        headers["Idempotency-Key"] = f'"{key}"'
-    given = {"Wayside-Priority": priority, "Wayside-Delay": delay_s, "Wayside-Callback": callback}
-    headers |= {name: f"{value}" for name, value in given.items() if value is not None}
+    headers = _headers(payload, key, priority, delay_s, callback)
     target = f"/v1/service/{quote(service, safe='')}"
     detached = asynchronous or wait_s is not None
     if not detached and not follow:
@@ -137,6 +134,17 @@ def _payload(arguments: tuple[str, ...], raw_file: Path | None, content_type: st
     if alone is not None and not isinstance(alone, bytes):
         return Payload(msgspec.json.encode(alone), JSON)  # as others would send it, who share an idempotency key
     return pack_arguments(tuple(positional), keywords)
+
+
+def _headers(
+    payload: Payload, key: str | None, priority: int | None, delay_s: float | None, callback: str | None
+) -> dict[str, str]:
+    """Those of a request of a call."""
+    headers = {"Content-Type": payload.content_type} if payload.content_type else {}
+    if key is not None:
+        headers["Idempotency-Key"] = f'"{key}"'
+    given = {"Wayside-Priority": priority, "Wayside-Delay": delay_s, "Wayside-Callback": callback}
+    return headers | {name: f"{value}" for name, value in given.items() if value is not None}
 
 
 def _value(text: str) -> Any:

@@ -10,12 +10,11 @@ from typing import Any, NoReturn
 
 import click
 
-from wayside.cli.rest import Client, HubError, Unreachable
+from wayside.cli.rest import HubError, NoAnswer, RestClient
 from wayside.cli.work import no_hub
-from wayside.client.client import Client as AsyncClient
-from wayside.client.connection import Channels, WebSocket
-from wayside.client.connection import Unreachable as NoConnection
+from wayside.client.client import Client
 from wayside.core.errors import Refusal
+from wayside.link.connection import Channels, Unreachable, WebSocket
 
 F = Callable[..., Any]
 INTERRUPTED = 130
@@ -54,7 +53,7 @@ def fail(text: str, status: int = 1) -> NoReturn:
 
 def base_url(url: str) -> str:
     """The URL of a hub in full. Raises ValueError."""
-    return Client(url).url
+    return RestClient(url).url
 
 
 def hub_command(function: F) -> F:
@@ -64,10 +63,10 @@ def hub_command(function: F) -> F:
     @wraps(function)
     def command(url: str, **values: Any) -> None:
         try:
-            function(Client(url), **values)
+            function(RestClient(url), **values)
         except HubError as error:
             fail(error.detail)
-        except Unreachable as error:
+        except NoAnswer as error:
             fail(no_hub(str(error)), 3)
         except ValueError as error:
             fail(str(error), 2)
@@ -78,19 +77,20 @@ def hub_command(function: F) -> F:
 
 
 def connected_command(function: Callable[..., Awaitable[None]]) -> F:
-    """The same, a coroutine that is given a connection. Ctrl-C cancels it."""
+    """A command that is a coroutine, and talks to a hub over one connection: ``--hub``, and errors as sentences. Ctrl-C
+    cancels it."""
 
     @hub_option
     @wraps(function)
     def command(url: str, **values: Any) -> None:
         async def run() -> None:
-            async with AsyncClient(Channels(WebSocket(full)), full) as client:
+            async with Client(Channels(WebSocket(full)), full) as client:
                 await function(client, **values)
 
         try:
             full = base_url(url)
             asyncio.run(run())
-        except NoConnection:
+        except Unreachable:
             fail(no_hub(full), 3)
         except Refusal as refusal:
             fail(refusal.detail)

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from wayside.cli.common import hub_command
-from wayside.cli.rest import Answer, Client
+from wayside.cli.rest import RestAnswer, RestClient
 from wayside.core.records import JSON
 
 LIST_MAX = 1000
@@ -18,13 +18,13 @@ LIST_MAX = 1000
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON, one object a line.")
 
 
-def _ask(client: Client, method: str, name: str, action: str = "", body: Any = None, **query: Any) -> Any:
+def _ask(client: RestClient, method: str, name: str, action: str = "", body: Any = None, **query: Any) -> Any:
     """The document that a request about a group, or about all of them, is answered with."""
     answer = _answer(client, method, name, action, body, **query)
     return msgspec.json.decode(answer.body) if answer.body else None
 
 
-def _answer(client: Client, method: str, name: str, action: str = "", body: Any = None, **query: Any) -> Answer:
+def _answer(client: RestClient, method: str, name: str, action: str = "", body: Any = None, **query: Any) -> RestAnswer:
     target = client.group_path(name) + (f"/{action}" if action else "")
     if query := {key: value for key, value in query.items() if value not in (None, "")}:
         target += f"?{urlencode(query, quote_via=quote)}"
@@ -73,7 +73,7 @@ def group() -> None:
 @click.option("--paused", is_flag=True, default=None, help="Deliver nothing until `wayside group resume`.")
 @click.option("--description")
 @hub_command
-def create(client: Client, name: str, streams: tuple[str, ...], **options: Any) -> None:
+def create(client: RestClient, name: str, streams: tuple[str, ...], **options: Any) -> None:
     """Make the group NAME, which reads STREAM...: paths, or globs in which * is a segment, ** any number of them.
 
     A group that exists gets these settings, and those that are not given are the defaults again; it stays where it is.
@@ -87,7 +87,7 @@ def create(client: Client, name: str, streams: tuple[str, ...], **options: Any) 
 @click.argument("prefix", default="")
 @json_option
 @hub_command
-def list_(client: Client, prefix: str, as_json: bool) -> None:
+def list_(client: RestClient, prefix: str, as_json: bool) -> None:
     """List the groups whose name begins with PREFIX."""
     after: str | None = ""
     found = 0
@@ -115,7 +115,7 @@ def _figures(each: dict[str, Any]) -> str:
 @click.argument("name")
 @json_option
 @hub_command
-def show(client: Client, name: str, as_json: bool) -> None:
+def show(client: RestClient, name: str, as_json: bool) -> None:
     """Show the settings, figures, members and streams of the group NAME."""
     found = _ask(client, "GET", name)
     if as_json:
@@ -145,7 +145,7 @@ def _plain(value: Any) -> str:
 @group.command(short_help="Delete a group.")
 @click.argument("name")
 @hub_command
-def delete(client: Client, name: str) -> None:
+def delete(client: RestClient, name: str) -> None:
     """Forget the group NAME and what it knows of records. The streams that it reads stay."""
     _ask(client, "DELETE", name)
 
@@ -153,7 +153,7 @@ def delete(client: Client, name: str) -> None:
 @group.command(short_help="Deliver nothing more.")
 @click.argument("name")
 @hub_command
-def pause(client: Client, name: str) -> None:
+def pause(client: RestClient, name: str) -> None:
     """Deliver nothing more of the group NAME, until it is resumed. What members have they may still settle."""
     _ask(client, "POST", name, "pause")
 
@@ -161,7 +161,7 @@ def pause(client: Client, name: str) -> None:
 @group.command(short_help="Deliver again.")
 @click.argument("name")
 @hub_command
-def resume(client: Client, name: str) -> None:
+def resume(client: RestClient, name: str) -> None:
     """Deliver again, after `wayside group pause`."""
     _ask(client, "POST", name, "resume")
 
@@ -171,7 +171,7 @@ def resume(client: Client, name: str) -> None:
 @click.argument("to", metavar="-1|now|OFFSET")
 @click.argument("streams", nargs=-1, metavar="[STREAM]...")
 @hub_command
-def seek(client: Client, name: str, to: str, streams: tuple[str, ...]) -> None:
+def seek(client: RestClient, name: str, to: str, streams: tuple[str, ...]) -> None:
     """Have the group NAME read its streams, or those that STREAM... matches, from their start (-1), their tail (now) or an
     OFFSET on. What is outstanding there is not any more, and attempts count anew. Prints the streams.
 
@@ -189,7 +189,7 @@ def seek(client: Client, name: str, to: str, streams: tuple[str, ...]) -> None:
 @click.option("--limit", type=click.IntRange(1, LIST_MAX), default=100, show_default=True, help="At most so many.")
 @json_option
 @hub_command
-def dead(client: Client, name: str, stream: str | None, limit: int, as_json: bool) -> None:
+def dead(client: RestClient, name: str, stream: str | None, limit: int, as_json: bool) -> None:
     """List the records that the group NAME has given up on, those that died last first."""
     found = _ask(client, "GET", name, "dead", stream=stream, limit=limit)
     for each in found["dead"]:
@@ -212,7 +212,7 @@ def dead(client: Client, name: str, stream: str | None, limit: int, as_json: boo
 @click.argument("offset")
 @json_option
 @hub_command
-def receipts(client: Client, group: str, stream: str, offset: str, as_json: bool) -> None:
+def receipts(client: RestClient, group: str, stream: str, offset: str, as_json: bool) -> None:
     """Tell what is known of a record in GROUP: how often it was delivered, to whom and when, and what became of it.
 
     OFFSET is the one after the record, as `wayside publish` prints it.
@@ -249,7 +249,7 @@ def _because(of: dict[str, Any]) -> str:
 @click.option("--max", "most", type=click.IntRange(min=1), help="At most so many, the oldest first.")
 @hub_command
 def redrive(
-    client: Client,
+    client: RestClient,
     group: str,
     streams: tuple[str, ...],
     offsets: tuple[str, ...],

@@ -21,8 +21,8 @@ from wayside.cli import reload
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3)."""
-HANDLER_THREAD = "wayside-handler"
-"""How the names of threads begin in which plain functions run."""
+HANDLER_THREADS = ("wayside-handler", "wayside-subscriber")
+"""How the names of threads begin in which plain functions run, of services and of records."""
 THREADS_S = 0.5
 """What threads with nothing to do may take to end."""
 
@@ -55,10 +55,10 @@ def _log_mishap(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> No
 
 
 def leave(status: int) -> NoReturn:
-    """End the process, also where a handler's thread goes on: its call was handed back."""
+    """End the process, also where a handler's thread goes on: its call, or its record, was handed back."""
     deadline = time.monotonic() + THREADS_S
     for thread in threading.enumerate():
-        if thread.name.startswith(HANDLER_THREAD):
+        if thread.name.startswith(HANDLER_THREADS):
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 sys.stdout.flush()

@@ -38,11 +38,11 @@ class HubError(Exception):
         self.fields = fields
 
 
-class Unreachable(Exception):
+class NoAnswer(Exception):
     """There is no hub at the URL, or the connection broke."""
 
 
-class Answer:
+class RestAnswer:
     """One complete HTTP answer."""
 
     __slots__ = ("body", "headers", "status")
@@ -53,7 +53,7 @@ class Answer:
         self.body = body
 
 
-class Client:
+class RestClient:
     """A hub at ``url``, over one kept-alive connection."""
 
     def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
@@ -88,8 +88,8 @@ class Client:
         body: bytes | None = None,
         *,
         wait_s: float = 0,
-    ) -> Answer:
-        """One exchange. Raises :class:`HubError` for a refusal, :class:`Unreachable` where there was no answer."""
+    ) -> RestAnswer:
+        """One exchange. Raises :class:`HubError` for a refusal, :class:`NoAnswer` where there was no answer."""
         repeatable = method != "POST" or not {"Producer-Id", "Wayside-Message-Id"}.isdisjoint(headers or {})
         while True:
             kept_alive = self._connection is not None
@@ -98,12 +98,12 @@ class Client:
             try:
                 connection.request(method, path, body, headers or {})
                 response = connection.getresponse()
-                answer = Answer(response.status, response.headers, response.read())
+                answer = RestAnswer(response.status, response.headers, response.read())
                 break
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 if not (kept_alive and repeatable and isinstance(error, ConnectionError)):
-                    raise Unreachable(f"{self.url}: {str(error) or type(error).__name__}") from error
+                    raise NoAnswer(f"{self.url}: {str(error) or type(error).__name__}") from error
         if answer.status >= 400:
             raise _error_of(answer.status, answer.body)
         return answer
@@ -115,7 +115,7 @@ class Client:
 
     # -- streams
 
-    def create(self, stream: str, headers: dict[str, str]) -> Answer:
+    def create(self, stream: str, headers: dict[str, str]) -> RestAnswer:
         return self.request("PUT", self.path(stream), headers)
 
     def info(self, stream: str) -> http.client.HTTPMessage:
@@ -220,7 +220,7 @@ class Client:
                         return
                 if via == "poll":
                     time.sleep(interval_s)
-            except (Unreachable, HubError) as error:
+            except (NoAnswer, HubError) as error:
                 if isinstance(error, HubError) and not error.fields.get("retry"):
                     if reached and error.code == "stream-not-found":
                         raise HubError(404, error.code, f"{stream} was deleted.", error.fields) from error
@@ -258,9 +258,9 @@ class Client:
                     raise HubError(404, "stream-not-found", "The stream was deleted.", {})
                 elif event == "lagged":
                     raise _lagged(identity)
-            raise Unreachable("the hub ended the response")
+            raise NoAnswer("the hub ended the response")
         except (OSError, http.client.HTTPException) as error:
-            raise Unreachable(f"{self.url}: {str(error) or type(error).__name__}") from error
+            raise NoAnswer(f"{self.url}: {str(error) or type(error).__name__}") from error
         finally:
             connection.close()
 
@@ -272,7 +272,7 @@ class Client:
                 yield at, None, False
                 spent = 0
                 for text in socket:
-                    message = msgspec.json.decode(text, type=_Envelope)
+                    message = msgspec.json.decode(text, type=_PushedRecord)
                     if message.closed:
                         yield message.offset, None, True
                         return
@@ -287,14 +287,14 @@ class Client:
                     if spent == CREDIT // 2:
                         socket.send(f'{{"credit":{spent}}}')
                         spent = 0
-            raise Unreachable("the hub ended the push")
+            raise NoAnswer("the hub ended the push")
         except InvalidStatus as error:
             raise _error_of(error.response.status_code, bytes(error.response.body or b"")) from error
         except (OSError, ConnectionClosed, WebSocketException) as error:
-            raise Unreachable(f"{self.url}: {str(error) or type(error).__name__}") from error
+            raise NoAnswer(f"{self.url}: {str(error) or type(error).__name__}") from error
 
 
-class _Envelope(msgspec.Struct):
+class _PushedRecord(msgspec.Struct):
     offset: str = ""
     data: msgspec.Raw = msgspec.Raw(b"")
     encoding: str | None = None
@@ -315,7 +315,7 @@ class Publisher:
     and for what is delayed, by the id."""
 
     def __init__(
-        self, client: Client, stream: str, content_type: str, retry_s: float, said: dict[str, str], identity: str
+        self, client: RestClient, stream: str, content_type: str, retry_s: float, said: dict[str, str], identity: str
     ) -> None:
         self._client = client
         self._stream = stream
@@ -353,7 +353,7 @@ class Publisher:
             try:
                 answer = self._client.request("POST", self._client.path(self._stream), headers, body)
                 break
-            except Unreachable:
+            except NoAnswer:
                 if time.monotonic() > deadline:
                     raise
             except HubError as error:
@@ -365,7 +365,7 @@ class Publisher:
         return str(answer.headers["Stream-Next-Offset"] or f"due {answer.headers['Wayside-Due']}")
 
 
-def _records(answer: Answer, before: str) -> Iterator[tuple[str, bytes | None, bool]]:
+def _records(answer: RestAnswer, before: str) -> Iterator[tuple[str, bytes | None, bool]]:
     offset = str(answer.headers["Stream-Next-Offset"])
     closed = answer.headers.get("Stream-Closed") == "true"
     records = [answer.body] if answer.body else []

@@ -20,6 +20,7 @@ from wayside.cli.process import configure_logs, freeze_memory, keep_memory, leav
 from wayside.cli.settings import is_loopback, limit_options, limits_of, read_config, was_given
 from wayside.cli.work import work as work_for
 from wayside.core.errors import Refusal
+from wayside.core.limits import Limits
 from wayside.hub import Hub
 from wayside.storage.embedded.check import check as check_store
 from wayside.storage.embedded.engine import EmbeddedEngine
@@ -51,14 +52,14 @@ async def serve_hub(hub: Hub, host: str, port: int, with_demo: bool) -> int:
     if with_demo:
         click.echo(_hints(url))
     sys.stdout.flush()
-    engine = hub.log.engine
+    log, engine = hub.log, hub.log.engine
     where: dict[str, str] = {}
     if isinstance(engine, EmbeddedEngine):
         where = {"data": str(hub.directory), "after": "a clean stop" if engine.store.clean else "a crash"}
     services = {"services": sorted(hub.handlers)} if hub.handlers else {}
     if hub.subscribed:
         services["groups"] = sorted(hub.subscribed)
-    _log.info("serving", url=url, streams=hub.log.statistics().streams, **where, **services)
+    _log.info("serving", url=url, streams=log.statistics().streams, **where, **services)
     await stop.wait()
     _log.info("draining", connections=len(server.connections), seconds_max=hub.limits.drain_s)
     if work is not None:
@@ -69,8 +70,8 @@ async def serve_hub(hub: Hub, host: str, port: int, with_demo: bool) -> int:
     await server.drain(hub.limits.drain_s)
     await hub.rest(max(0.0, over - loop.time()))
     await hub.close()
-    _log.info("stopped", failed=hub.log.failed)
-    return 1 if hub.log.failed else 0
+    _log.info("stopped", failed=log.failed)
+    return 1 if log.failed else 0
 
 
 def _hints(url: str) -> str:
@@ -193,12 +194,7 @@ def serve(
     context = click.get_current_context()
     if memory and was_given(context, "data"):
         fail(f"--memory keeps nothing in {data}: give --memory or --data, not both.", 2)
-    if not is_loopback(host) and not allow_anonymous:
-        fail(
-            f"{host} can be reached from other machines, and this version has no authentication: anybody could read and "
-            "write every stream. Use --host 127.0.0.1, or say --allow-anonymous if that is what you want.",
-            2,
-        )
+    _require_local(host, allow_anonymous)
     if with_reload:
         _reload(app or fail("--reload is for an application: wayside serve app:hub --reload.", 2))
     configure_logs(log_level, log_format)
@@ -208,19 +204,33 @@ def serve(
             hub.place("memory:")
         elif was_given(context, "data") or not hub.placed:
             hub.place(f"file:{data}")
-        hub.limits = limits_of(context, values, hub.limits)
-        if reload.is_child():
-            hub.limits = dataclasses.replace(hub.limits, drain_s=min(hub.limits.drain_s, reload.DRAIN_S))
+        hub.limits = _limits_here(limits_of(context, values, hub.limits))
         hub.webhook_secrets = list(webhook_secrets) or hub.webhook_secrets
         hub.webhook_private = webhook_allow_private or hub.webhook_private
         raise_file_limit(hub.limits.connections_max + 256)
         keep_memory()
-        _ = hub.keeping  # opens the store
+        _ = hub.log  # opens the store
     except Refusal as refusal:
         fail(refusal.detail)
     except (ValueError, RuntimeError) as error:
         fail(f"{app or 'the hub'} cannot be served: {error}", 2)
     leave(uvloop.run(serve_hub(hub, host, port, with_demo)))
+
+
+def _require_local(host: str, allow_anonymous: bool) -> None:
+    if not is_loopback(host) and not allow_anonymous:
+        fail(
+            f"{host} can be reached from other machines, and this version has no authentication: anybody could read and "
+            "write every stream. Use --host 127.0.0.1, or say --allow-anonymous if that is what you want.",
+            2,
+        )
+
+
+def _limits_here(limits: Limits) -> Limits:
+    """In a child that is started anew when a file changes, a drain is short."""
+    if reload.is_child():
+        return dataclasses.replace(limits, drain_s=min(limits.drain_s, reload.DRAIN_S))
+    return limits
 
 
 def _load(app: str) -> Hub:

@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from wayside.cli.common import fail, hub_command
-from wayside.cli.rest import Client, HubError
+from wayside.cli.rest import HubError, RestClient
 from wayside.core.errors import Refusal
 from wayside.core.policies import KINDS
 from wayside.core.records import JSON, Durability, Offset, media_type
@@ -52,7 +52,7 @@ BATCH_MAX = 500
 @click.option("--quiet", "-q", is_flag=True, help="Do not print the last offset.")
 @hub_command
 def publish(
-    client: Client,
+    client: RestClient,
     stream: str,
     records: tuple[str, ...],
     content_type: str | None,
@@ -117,7 +117,7 @@ def _headers(given: tuple[str, ...]) -> dict[str, str]:
     return result
 
 
-def _ensure(client: Client, stream: str, first: bytes, content_type: str | None, durability: str | None) -> str:
+def _ensure(client: RestClient, stream: str, first: bytes, content_type: str | None, durability: str | None) -> str:
     """The stream's content type; it is created if need be."""
     try:
         found = client.info(stream)
@@ -220,7 +220,7 @@ def _offset(_context: click.Context, _parameter: click.Parameter, value: str) ->
 )
 @hub_command
 def tail(
-    client: Client,
+    client: RestClient,
     stream: str,
     via: str,
     start: str,
@@ -284,7 +284,7 @@ def tail(
 @click.option("--follow", "-f", is_flag=True, help="Then print joins and leaves as they come.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @hub_command
-def presence(client: Client, stream: str, follow: bool, as_json: bool) -> None:
+def presence(client: RestClient, stream: str, follow: bool, as_json: bool) -> None:
     """Print who is present at STREAM: members that have named themselves, by any way of reading."""
     present = client.presence(stream)
     for member in present["members"]:
@@ -305,7 +305,7 @@ def presence(client: Client, stream: str, follow: bool, as_json: bool) -> None:
 @click.argument("prefix", default="")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @hub_command
-def streams(client: Client, prefix: str, as_json: bool) -> None:
+def streams(client: RestClient, prefix: str, as_json: bool) -> None:
     """List the streams whose path begins with PREFIX."""
     stream = None
     for stream in client.streams(prefix):
@@ -338,7 +338,7 @@ def streams(client: Client, prefix: str, as_json: bool) -> None:
 @click.option("--fork-of", help="Stream to fork.")
 @click.option("--fork-at", help="Offset to fork it at. [default: its tail]")
 @hub_command
-def create(client: Client, stream: str, **options: Any) -> None:
+def create(client: RestClient, stream: str, **options: Any) -> None:
     """Create STREAM, or confirm that it is as asked for.
 
     \b
@@ -365,7 +365,7 @@ def create(client: Client, stream: str, **options: Any) -> None:
 @click.command(short_help="Close a stream.")
 @click.argument("stream")
 @hub_command
-def close(client: Client, stream: str) -> None:
+def close(client: RestClient, stream: str) -> None:
     """Close STREAM: nothing can be appended any more, and readers end when they have read all."""
     click.echo(f"closed {stream} at {client.close_stream(stream)}")
 
@@ -373,7 +373,7 @@ def close(client: Client, stream: str) -> None:
 @click.command(short_help="Delete a stream.")
 @click.argument("stream")
 @hub_command
-def delete(client: Client, stream: str) -> None:
+def delete(client: RestClient, stream: str) -> None:
     """Delete STREAM and its records."""
     client.delete(stream)
     click.echo(f"deleted {stream}")
@@ -382,7 +382,7 @@ def delete(client: Client, stream: str) -> None:
 @click.command(short_help="Tell what a stream is.")
 @click.argument("stream")
 @hub_command
-def info(client: Client, stream: str) -> None:
+def info(client: RestClient, stream: str) -> None:
     """Print what STREAM is: content type, durability, offsets, expiry, retention."""
     for name, value in client.info(stream).items():
         click.echo(f"{name}: {value}")

@@ -11,11 +11,11 @@ import structlog
 
 from wayside.calls.queue import worker_name
 from wayside.cli.process import freeze_memory, stop_event
-from wayside.client.connection import Unreachable
 from wayside.client.subscriber import Subscribers
 from wayside.client.worker import Remote
 from wayside.core.errors import Refusal
 from wayside.hub import Hub
+from wayside.link.connection import Unreachable
 
 FIRST_S = 1.0
 """Between attempts to reach a hub that has never been reached."""

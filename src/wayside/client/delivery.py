@@ -14,14 +14,14 @@ from wayside.core.errors import LeaseFenced, Refusal
 from wayside.core.records import JSON, Meta
 from wayside.link.frames import Ack, Nack, Part, Publish
 
-__all__ = ["Delivery", "Hold", "Settling", "Transaction", "publications"]
+__all__ = ["Confirmation", "Delivery", "Hold", "Transaction", "publications"]
 
 HELD, SETTLED, LOST = 0, 1, 2
 """Of a record: nothing was said of it yet; something was; its lease is over."""
 _NOTHING = Meta()
 
 
-class Outcome(Protocol):
+class SettlementOutcome(Protocol):
     """What became of a settlement that has several records."""
 
     async def of(self, number: int, position: int) -> list[str]:
@@ -30,19 +30,19 @@ class Outcome(Protocol):
         ...
 
 
-class Takes(Protocol):
+class Settles(Protocol):
     """Who tells the hub."""
 
     name: str
     """Of the group."""
 
-    def ack(self, number: int, position: int, lease: int) -> Outcome: ...
+    def ack(self, number: int, position: int, lease: int) -> SettlementOutcome: ...
 
-    def nack(self, nack: Nack) -> Outcome: ...
+    def nack(self, nack: Nack) -> SettlementOutcome: ...
 
-    def transact(self, delivery: Delivery, publish: list[Publish]) -> Outcome: ...
+    def transact(self, delivery: Delivery, publish: list[Publish]) -> SettlementOutcome: ...
 
-    def extend(self, hold: Hold, index: int, seconds: float) -> Outcome: ...
+    def extend(self, hold: Hold, index: int, seconds: float) -> SettlementOutcome: ...
 
     def held_again(self, hold: Hold) -> None:
         """Nothing is kept of what was said of a record of it."""
@@ -52,7 +52,7 @@ class Takes(Protocol):
         """Something was said of all records of a part."""
         ...
 
-    def too_late(self) -> Outcome:
+    def too_late(self) -> SettlementOutcome:
         """Something is said of a record whose lease is over."""
         ...
 
@@ -62,7 +62,7 @@ class Hold:
 
     __slots__ = ("lease", "left", "longer", "member", "part", "renewed", "states")
 
-    def __init__(self, member: Takes, lease: int, part: Part, now: float) -> None:
+    def __init__(self, member: Settles, lease: int, part: Part, now: float) -> None:
         self.member = member
         self.lease = lease
         self.part = part
@@ -93,12 +93,12 @@ class Hold:
         return runs
 
 
-class Settling:
+class Confirmation:
     """What was said of a record. Await it to know that it is kept; or do not."""
 
     __slots__ = ("_number", "_outcome", "_position")
 
-    def __init__(self, outcome: Outcome, number: int, position: int) -> None:
+    def __init__(self, outcome: SettlementOutcome, number: int, position: int) -> None:
         self._outcome = outcome
         self._number = number
         self._position = position
@@ -209,7 +209,7 @@ class Delivery:
 
     # -- what is said of it
 
-    def ack(self, publish: Iterable[tuple[str, Any]] = ()) -> Settling:
+    def ack(self, publish: Iterable[tuple[str, Any]] = ()) -> Confirmation:
         """It is done. What is acked in one turn of the event loop goes to the hub together.
 
         Nothing has to be awaited; what is awaited returns when the hub has it on disk. With ``publish``, pairs of
@@ -228,34 +228,34 @@ class Delivery:
             grouped = publications([*(self._queued or ()), *publish])
             outcome = hold.member.transact(self, grouped)
             self._say(SETTLED)
-            return Settling(outcome, number, position)
+            return Confirmation(outcome, number, position)
         states[index] = 1
         hold.left -= 1
         if not hold.left:
             hold.member.settled(hold)
-        return Settling(hold.member.ack(number, position, hold.lease), number, position)
+        return Confirmation(hold.member.ack(number, position, hold.lease), number, position)
 
-    def nack(self, delay: float | None = None, reason: str = "") -> Settling:
+    def nack(self, delay: float | None = None, reason: str = "") -> Confirmation:
         """It failed: it comes again after ``delay`` seconds (None: after the group's backoff), or is dead if that was the
         last attempt."""
         return self._nack("failed", delay, reason)
 
-    def reject(self, reason: str = "") -> Settling:
+    def reject(self, reason: str = "") -> Confirmation:
         """Nobody shall try it again: it goes to the dead letters at once."""
         return self._nack("rejected", None, reason)
 
-    def release(self) -> Settling:
+    def release(self) -> Confirmation:
         """It was not tried: it is for anybody, at once. That is no failure."""
         return self._nack("released", None, "")
 
-    def extend(self, seconds: float) -> Settling:
+    def extend(self, seconds: float) -> Confirmation:
         """Its lease ends in so many seconds from now, and not sooner. Only for what stops the event loop: else it is
         extended by itself."""
         hold, part = self._hold, self._hold.part
         number, position = part.number, part.first + self._index
         if hold.states[self._index]:
             return self._again(hold.member)
-        return Settling(hold.member.extend(hold, self._index, seconds), number, position)
+        return Confirmation(hold.member.extend(hold, self._index, seconds), number, position)
 
     def publish(self, stream: str, *values: Any) -> None:
         """Have records published in one transaction with the ack of this one."""
@@ -273,13 +273,13 @@ class Delivery:
         nothing was raised."""
         return Transaction(self)
 
-    def _nack(self, kind: str, delay: float | None, reason: str) -> Settling:
+    def _nack(self, kind: str, delay: float | None, reason: str) -> Confirmation:
         hold, part = self._hold, self._hold.part
         number, position = part.number, part.first + self._index
         if hold.states[self._index]:
             return self._again(hold.member)
         self._say(SETTLED)
-        return Settling(hold.member.nack(Nack(number, position, hold.lease, kind, delay, reason)), number, position)
+        return Confirmation(hold.member.nack(Nack(number, position, hold.lease, kind, delay, reason)), number, position)
 
     def _say(self, state: int) -> None:
         hold = self._hold
@@ -293,18 +293,18 @@ class Delivery:
         hold = self._hold
         return Ack(hold.part.number, hold.part.first + self._index, 1, hold.lease)
 
-    def reopen(self, member: Takes) -> None:
+    def reopen(self, member: Settles) -> None:
         """What was said of it is not kept, and it is still held."""
         self._hold.states[self._index] = HELD
         self._hold.left += 1
         self._queued = None
         member.held_again(self._hold)
 
-    def _again(self, member: Takes) -> Settling:
+    def _again(self, member: Settles) -> Confirmation:
         if self.settled:
             raise RuntimeError(f"This was settled before: {self!r}.")
         part = self._hold.part
-        return Settling(member.too_late(), part.number, part.first + self._index)
+        return Confirmation(member.too_late(), part.number, part.first + self._index)
 
 
 class Transaction:
@@ -350,8 +350,8 @@ def fenced(group: str) -> LeaseFenced:
     return LeaseFenced(f"The lease of this record of group {group} is over: others are, or were, given it.")
 
 
-class Refused:
-    """An outcome that is known."""
+class TooLate:
+    """The outcome of what is said of a record whose lease is over."""
 
     def __init__(self, error: Refusal) -> None:
         self._error = error

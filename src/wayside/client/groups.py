@@ -1,4 +1,4 @@
-"""Groups as a client sees them: made, looked at and changed by requests, and read as a member."""
+"""A member of a group, as a program has it: records are taken from it one by one, or several at a time."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ import asyncio
 import secrets
 import socket
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
-from wayside.client.connection import Channels
 from wayside.client.delivery import Delivery
-from wayside.client.member import Member, Pace
-from wayside.core.errors import Conflict
-from wayside.core.records import JSON, media_type
+from wayside.client.member import Membership, Owner
 from wayside.groups.events import GroupSpec
-from wayside.link import frames as f
-from wayside.link.frames import Publish
 
-__all__ = ["CREDIT", "GroupMember", "GroupRequests", "member_name", "spec_of"]
+__all__ = ["CREDIT", "GroupMember", "group_target", "member_name", "spec_of", "texts_of"]
 
 CREDIT = 256
 """Records that a member is given ahead of what it takes."""
@@ -38,7 +33,7 @@ SETTINGS = {
 
 def spec_of(streams: str | Iterable[str], settings: dict[str, Any]) -> GroupSpec:
     """What is chosen for a group. Raises TypeError for a setting that there is not, or that is of the wrong type."""
-    paths = _texts(streams)
+    paths = texts_of(streams)
     given = {SETTINGS.get(name, name): value for name, value in settings.items() if value is not None}
     try:
         return msgspec.convert({"streams": paths, **given}, GroupSpec)
@@ -52,186 +47,29 @@ def member_name() -> str:
     return f"{socket.gethostname()[:64]}-{secrets.token_hex(6)}"
 
 
-def _texts(streams: str | Iterable[str]) -> list[str]:
+def texts_of(streams: str | Iterable[str]) -> list[str]:
+    """Paths or globs, of which one may be given by itself."""
     return [streams] if isinstance(streams, str) else list(streams)
 
 
-def _group(name: str, action: str = "") -> str:
+def group_target(name: str, action: str = "") -> str:
+    """Where a group is, or what is done with it."""
     return f"/v1/group/{quote(name, safe='')}{action}"
-
-
-class GroupRequests:
-    """The requests of a client that are of groups."""
-
-    channels: Channels
-    pace: Pace
-
-    async def request(
-        self,
-        method: str,
-        target: str,
-        headers: dict[str, str] | None = None,
-        body: bytes = b"",
-        *,
-        repeat: bool = False,
-    ) -> f.ResponseFrame:
-        """Any request of the HTTP interface."""
-        raise NotImplementedError
-
-    async def create(self, stream: str) -> None:
-        """Create a stream."""
-        raise NotImplementedError
-
-    async def info(self, stream: str) -> dict[str, str]:
-        """What a stream is."""
-        raise NotImplementedError
-
-    def group(
-        self,
-        name: str,
-        streams: str | Iterable[str] = (),
-        *,
-        member: str | None = None,
-        credit: int = CREDIT,
-        **settings: Any,
-    ) -> GroupMember:
-        """A member of a group, which is given its share of the records::
-
-            async with client.group("billing", "orders/*", retries=5) as group:
-                async for delivery in group:
-                    bill(delivery.json())
-                    delivery.ack()
-
-        With ``streams``, paths or globs, the group is made, or given these settings, as by :meth:`put_group`; else it has
-        to be there. ``member`` is its name in what is told of the group (by default one that nobody else has), ``credit``
-        how many records it is given ahead. Leaving the block gives back what was not settled.
-        """
-        if streams or settings:
-            spec_of(streams, settings)  # says now what is wrong
-        paths = _texts(streams)
-        return GroupMember(self, name, paths, settings, member or member_name(), credit)
-
-    async def _answer(self, method: str, target: str, body: Any = None) -> Any:
-        headers = {} if body is None else {"Content-Type": JSON}
-        answer = await self.request(method, target, headers, b"" if body is None else msgspec.json.encode(body))
-        return msgspec.json.decode(answer.body) if answer.body else None
-
-    async def groups(self) -> list[dict[str, Any]]:
-        """All groups, by name."""
-        found: list[dict[str, Any]] = []
-        after = ""
-        while True:
-            page = await self._answer("GET", f"/v1/group/?limit=1000&after={quote(after)}")
-            found += page["groups"]
-            after = page["next"]
-            if after is None:
-                return found
-
-    async def put_group(self, name: str, streams: str | Iterable[str], **settings: Any) -> dict[str, Any]:
-        """Make a group of ``streams`` (paths or globs), or give it other settings. Returns its description.
-
-        ``start`` (``-1``, ``now``, or an offset of the only stream), ``lease`` (seconds), ``retries`` (-1: no bound),
-        ``backoff`` and ``backoff_max`` (seconds), ``dead_letter`` (a stream), ``order_by`` (a field, or ``$key``),
-        ``in_flight`` and ``member_in_flight`` (records), ``paused``, ``webhook`` and more: see docs/PROTOCOL.md.
-        """
-        return await self.declare_group(name, spec_of(streams, settings))
-
-    async def declare_group(self, name: str, spec: GroupSpec) -> dict[str, Any]:
-        """Make a group, or give it other settings, as :meth:`put_group` does."""
-        described: dict[str, Any] = await self._answer("PUT", _group(name), spec)
-        return described
-
-    async def describe_group(self, name: str) -> dict[str, Any]:
-        """A group: its settings, members, lag, what is in flight, waiting and dead."""
-        described: dict[str, Any] = await self._answer("GET", _group(name))
-        return described
-
-    async def delete_group(self, name: str) -> None:
-        """Forget a group. The streams that it reads stay."""
-        await self._answer("DELETE", _group(name))
-
-    async def seek(self, name: str, to: str, streams: str | Iterable[str] = ()) -> list[str]:
-        """Have a group read from elsewhere on: ``-1``, ``now``, or an offset of the one stream; only ``streams`` (paths or
-        globs), where they are given. What was outstanding is not any more, and attempts count anew. Returns the paths."""
-        found: list[str] = (await self._answer("POST", _group(name, "/seek"), {"to": to, "streams": _texts(streams)}))[
-            "streams"
-        ]
-        return found
-
-    async def pause_group(self, name: str) -> None:
-        """Deliver nothing, until :meth:`resume_group`. What is held may still be settled."""
-        await self._answer("POST", _group(name, "/pause"))
-
-    async def resume_group(self, name: str) -> None:
-        """Deliver again."""
-        await self._answer("POST", _group(name, "/resume"))
-
-    async def dead(self, name: str, stream: str = "", limit: int = 100) -> list[dict[str, Any]]:
-        """Dead records, those that died last first: of ``stream`` (a path or a glob), or of all."""
-        query = f"?limit={limit}" + (f"&stream={quote(stream, safe='')}" if stream else "")
-        found: list[dict[str, Any]] = (await self._answer("GET", _group(name, "/dead") + query))["dead"]
-        return found
-
-    async def redrive(
-        self,
-        name: str,
-        streams: str | Iterable[str] = (),
-        *,
-        offsets: Iterable[str] = (),
-        reason: str = "",
-        limit: int | None = None,
-    ) -> int:
-        """Have dead records delivered again, as if for the first time: of ``streams``, with these ``offsets`` (those after
-        them), whose reason has this in it, the oldest ``limit``; all, where nothing is said. Returns how many."""
-        wanted = {"streams": _texts(streams), "offsets": list(offsets), "reason": reason, "max": limit}
-        redriven: int = (await self._answer("POST", _group(name, "/redrive"), wanted))["redriven"]
-        return redriven
-
-    async def receipts(self, group: str, stream: str, offset: str) -> dict[str, Any]:
-        """What is known of one record in a group: where it is, and each of its deliveries."""
-        query = f"?stream={quote(stream, safe='')}&offset={quote(offset)}"
-        found: dict[str, Any] = await self._answer("GET", _group(group, "/receipts") + query)
-        return found
-
-    async def prepare(self, publish: list[Publish]) -> None:
-        """Make streams that are not there, and texts as those are that are not JSON."""
-        for each in publish:
-            try:
-                await self.create(each.stream)
-            except Conflict:
-                kind = (await self.info(each.stream)).get("content-type", "")
-                if each.content_type == JSON and media_type(kind) != JSON:
-                    try:
-                        each.records = [msgspec.json.decode(record, type=str).encode() for record in each.records]
-                    except msgspec.DecodeError as error:
-                        raise Conflict(
-                            f"{each.stream} is {kind}: publish texts or bytes to it.", code="content-type-mismatch"
-                        ) from error
-                    each.content_type = ""
 
 
 class GroupMember:
     """A member of a group. Iterate over it: records come as they are there, each to one member. Several tasks may iterate
     over one. See :meth:`wayside.Client.group`."""
 
-    def __init__(
-        self,
-        client: GroupRequests,
-        name: str,
-        streams: list[str],
-        settings: dict[str, Any],
-        member: str,
-        credit: int,
-    ) -> None:
+    def __init__(self, name: str, member: str, credit: int, begin: Callable[[Owner], Awaitable[Membership]]) -> None:
         if credit < 1:
             raise ValueError("A member takes at least one record: credit is from 1.")
         self.name = name
         self.member = member
         self.credit = credit
-        self._client = client
-        self._streams = streams
-        self._settings = settings
-        self._link: Member | None = None
+        self._begin = begin
+        """Asks the hub for a membership, whose records go to whom it is given."""
+        self._link: Membership | None = None
         self._buffer: deque[Delivery] = deque()
         self._spent = 0
         """Records that were taken, and for which no credit was given yet."""
@@ -273,12 +111,8 @@ class GroupMember:
         async with self._joining:
             if self._link is not None:
                 return
-            client = self._client
-            await client.channels.ready()
-            if self._streams:
-                await client.put_group(self.name, self._streams, **self._settings)
+            link = await self._begin(self)
             self._error = None
-            link = Member(client.channels, self.name, self.member, self, client.pace, client.prepare)
             try:
                 await link.joined
             except BaseException:

@@ -13,19 +13,18 @@ from typing import Any, Protocol
 
 import structlog
 
-from wayside.client.connection import Channels
-from wayside.client.delivery import LOST, Delivery, Hold, Refused, fenced
-from wayside.client.values import refusal_of
+from wayside.client.delivery import LOST, Delivery, Hold, TooLate, fenced
 from wayside.core.clock import Clock, SystemClock
-from wayside.core.errors import Refusal, TooLarge, UnknownOutcome
+from wayside.core.errors import Refusal, TooLarge, UnknownOutcome, refusal_of
 from wayside.core.schedule import Timer, Timers
 from wayside.link import frames as f
+from wayside.link.connection import Channels
 from wayside.link.frames import Ack, Extend, Nack, Publish, Settlement
 
-__all__ = ["Member", "Owner", "Pace", "Said", "merged"]
+__all__ = ["Membership", "Owner", "Pace", "PendingSettlement", "merged"]
 
 
-class Said:
+class PendingSettlement:
     """A settlement on its way."""
 
     __slots__ = (
@@ -136,8 +135,8 @@ class Owner(Protocol):
         ...
 
 
-class Member:
-    """A member of ``group``, called ``member``, whose records ``owner`` takes."""
+class Membership:
+    """That of ``member`` in ``group``; ``owner`` takes its records."""
 
     def __init__(self, channels: Channels, group: str, member: str, owner: Owner, pace: Pace, prepare: Prepare) -> None:
         self.name = group
@@ -155,11 +154,11 @@ class Member:
         self._prepare = prepare
         self._holds: dict[Hold, None] = {}
         self._seq = 0
-        self._open: Said | None = None
+        self._open: PendingSettlement | None = None
         """What this turn of the loop says."""
         self._last: Ack | None = None
         """Of its acks."""
-        self._saying: dict[int, Said] = {}
+        self._saying: dict[int, PendingSettlement] = {}
         """What was not answered yet, in order."""
         self._credit = 0
         self._known = False
@@ -173,7 +172,7 @@ class Member:
         self.resume()
 
     def __repr__(self) -> str:
-        return f"<Member {self.member} of {self.name}, holds {sum(hold.left for hold in self._holds)}>"
+        return f"<Membership {self.member} of {self.name}, holds {sum(hold.left for hold in self._holds)}>"
 
     @property
     def held(self) -> int:
@@ -291,7 +290,7 @@ class Member:
 
     # -- what is said
 
-    def ack(self, number: int, position: int, lease: int) -> Said:
+    def ack(self, number: int, position: int, lease: int) -> PendingSettlement:
         said = self._open or self._begin()
         last = self._last
         if last is not None and position == last.first + last.count and number == last.number and lease == last.lease:
@@ -301,12 +300,12 @@ class Member:
             said.settlement.acks.append(last)
         return said
 
-    def nack(self, nack: Nack) -> Said:
+    def nack(self, nack: Nack) -> PendingSettlement:
         said = self._open or self._begin()
         said.settlement.nacks.append(nack)
         return said
 
-    def transact(self, delivery: Delivery, publish: list[Publish]) -> Said:
+    def transact(self, delivery: Delivery, publish: list[Publish]) -> PendingSettlement:
         size = sum(len(record) for each in publish for record in each.records)
         if size > PUBLISHED_BYTES_MAX:
             raise TooLarge(
@@ -321,13 +320,13 @@ class Member:
         self.flush()
         return said
 
-    def extend(self, hold: Hold, index: int, seconds: float) -> Said:
+    def extend(self, hold: Hold, index: int, seconds: float) -> PendingSettlement:
         if hold.longer is None:
             hold.longer = {}
         hold.longer[index] = self._pace.clock.monotonic() + seconds
         return self._extend_runs(hold, [(index, 1)], seconds)
 
-    def _extend_runs(self, hold: Hold, runs: list[tuple[int, int]], seconds: float) -> Said:
+    def _extend_runs(self, hold: Hold, runs: list[tuple[int, int]], seconds: float) -> PendingSettlement:
         """As a frame of its own: no record is named twice in one."""
         self.flush()
         said = self._begin()
@@ -344,12 +343,12 @@ class Member:
     def settled(self, hold: Hold) -> None:
         self._holds.pop(hold, None)
 
-    def too_late(self) -> Refused:
-        return Refused(fenced(self.name))
+    def too_late(self) -> TooLate:
+        return TooLate(fenced(self.name))
 
-    def _begin(self) -> Said:
+    def _begin(self) -> PendingSettlement:
         self._seq += 1
-        said = self._open = Said(self.channel, self._seq)
+        said = self._open = PendingSettlement(self.channel, self._seq)
         self._last = None
         if self.ended:
             said.end(UnknownOutcome("This member has ended: nothing can be said of its records any more."))
@@ -370,7 +369,7 @@ class Member:
         if self._known:
             self._send(said)
 
-    def _send(self, said: Said) -> None:
+    def _send(self, said: PendingSettlement) -> None:
         said.times += 1
         self._channels.put(said.frame)
 
@@ -399,7 +398,7 @@ class Member:
             said.end()
         self._drain()
 
-    async def _repair(self, said: Said, problem: Refusal) -> None:
+    async def _repair(self, said: PendingSettlement, problem: Refusal) -> None:
         """Nothing of it was kept, as a stream was not there, or is no JSON: mend that, and say it again."""
         try:
             await self._prepare(said.settlement.publish)
@@ -413,11 +412,11 @@ class Member:
             self._fail(said, problem)
             self._drain()
 
-    def _say_again(self, said: Said) -> None:
+    def _say_again(self, said: PendingSettlement) -> None:
         if self._known and said.seq in self._saying:
             self._send(said)
 
-    def _fence(self, said: Said) -> None:
+    def _fence(self, said: PendingSettlement) -> None:
         hold = said.hold
         if hold is not None:
             for _, position in said.refused:
@@ -437,7 +436,7 @@ class Member:
             )
         self.fenced += len(said.refused)
 
-    def _fail(self, said: Said, problem: Refusal) -> None:
+    def _fail(self, said: PendingSettlement, problem: Refusal) -> None:
         """Nothing of it is kept; or, of a transaction that was sent twice, perhaps the first time."""
         error: Exception = problem
         if problem.code == "lease-fenced":
@@ -456,7 +455,7 @@ class Member:
             _log.error("not-settled", group=self.name, member=self.member, code=problem.code, detail=problem.detail)
         said.end(error)
 
-    def _fence_all(self, said: Said) -> None:
+    def _fence_all(self, said: PendingSettlement) -> None:
         self.fenced += sum(ack.count for ack in said.settlement.acks)
 
     # -- time

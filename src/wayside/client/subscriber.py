@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import structlog
@@ -19,18 +19,17 @@ from wayside.calls.runner import Runner, Running, Threads, trace_of
 from wayside.client.client import Client
 from wayside.client.delivery import Delivery
 from wayside.client.groups import member_name, spec_of
-from wayside.client.member import Member
+from wayside.client.member import Membership
 from wayside.client.sync import ThreadDelivery
 from wayside.core.errors import NotFound, Refusal
 from wayside.core.globs import Glob
 from wayside.core.signature import Signature
 from wayside.groups.events import GroupSpec
 
-__all__ = ["Reject", "Retry", "Subscribers", "Subscribing", "Subscription"]
+__all__ = ["Reject", "Retry", "Subscribers", "Subscription", "subscription"]
 
 REASON_CHARACTERS_MAX = 1000
 CONCURRENCY = 16
-F = TypeVar("F", bound=Callable[..., Any])
 _NO_NAME = re.compile(r"[^A-Za-z0-9._-]+", re.ASCII)
 _log = structlog.get_logger("wayside.groups")
 
@@ -66,54 +65,17 @@ class Subscription:
         return f"<Subscription {self.group} to {', '.join(self.spec.streams)}>"
 
 
-class Subscribing:
-    """The part of a hub that declares subscriptions."""
-
-    subscribed: dict[str, Subscription]
-    """By group."""
-
-    def subscribe(
-        self,
-        streams: str | Iterable[str],
-        *,
-        group: str = "",
-        concurrency: int = CONCURRENCY,
-        **settings: Any,
-    ) -> Callable[[F], F]:
-        """Make a function the handler of records: those of ``streams``, paths or globs, each handled once in the group::
-
-            @hub.subscribe("orders/*", group="billing", retries=5, dead_letter="orders.dead", order_by="customer_id")
-            async def bill(order: Order, delivery: Delivery) -> None: ...
-
-        A coroutine function runs on the event loop, a plain one in a thread; what it takes is read as a service's input
-        is, and a parameter annotated :class:`~wayside.Delivery` is given the delivery. When it returns, the record is
-        acked, in one transaction with what it published with ``delivery.publish``. When it raises, the record comes again
-        later; with :class:`~wayside.Retry` when that says, with :class:`~wayside.Reject` never: then it goes to the
-        dead letters, as does a record that does not fit the parameters.
-
-        ``group`` is the function's module and name where it is not given, so that the group outlives a restart;
-        ``concurrency`` handlers at most run at one time in one process. ``settings`` are those of
-        :meth:`wayside.Client.put_group`. Raises TypeError or ValueError for what makes no sense.
-        """
-        if concurrency < 1:
-            raise ValueError("At least one handler runs at a time: concurrency is from 1.")
-        spec = spec_of(streams, settings)
-        for text in spec.streams:
-            Glob(text)
-
-        def decorate(function: F) -> F:
-            name = group or _name_of(function)
-            if name in self.subscribed:
-                raise ValueError(f"There is a handler of the group {name} already: give each its own group.")
-            self.subscribed[name] = Subscription(function, name, spec, concurrency)
-            self.on_subscribed(self.subscribed[name])
-            return function
-
-        return decorate
-
-    def on_subscribed(self, subscription: Subscription) -> None:
-        """There is another one."""
-        raise NotImplementedError
+def subscription(
+    streams: str | Iterable[str], group: str, concurrency: int, settings: dict[str, Any]
+) -> Callable[[Callable[..., Any]], Subscription]:
+    """What makes a function a :class:`Subscription`, in the group of its own name where none is given. What makes no sense
+    raises TypeError or ValueError here, or there."""
+    if concurrency < 1:
+        raise ValueError("At least one handler runs at a time: concurrency is from 1.")
+    spec = spec_of(streams, settings)
+    for text in spec.streams:
+        Glob(text)
+    return lambda function: Subscription(function, group or _name_of(function), spec, concurrency)
 
 
 def _name_of(function: Callable[..., Any]) -> str:
@@ -206,7 +168,7 @@ class Subscribers:
 class _Consumer:
     """One subscription that runs: a member of its group, which takes as many records as handlers may run."""
 
-    link: Member
+    link: Membership
 
     def __init__(
         self,
@@ -229,7 +191,8 @@ class _Consumer:
 
     def begin(self) -> None:
         client = self._client
-        self.link = Member(client.channels, self.subscription.group, self._member, self, client.pace, client.prepare)
+        group, pace, prepare = self.subscription.group, client.pace, client.prepare
+        self.link = Membership(client.channels, group, self._member, self, pace, prepare)
 
     def rest(self) -> None:
         self._resting = True

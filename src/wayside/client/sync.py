@@ -14,32 +14,34 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
-from wayside.client.client import CallHandle, Client, Via
-from wayside.client.connection import Channels, WebSocket
-from wayside.client.delivery import Delivery, Settling, publications
+from wayside.client.calls import CallHandle, Via
+from wayside.client.client import Client
+from wayside.client.delivery import Confirmation, Delivery, publications
 from wayside.client.groups import GroupMember
 from wayside.client.values import CallEvent, CallStatus
+from wayside.core.codecs import Payload
 from wayside.core.metadata import Publication, Published
 from wayside.core.records import Record
+from wayside.link.connection import Channels, WebSocket
 from wayside.streams.presence import PresenceEvent, Presences
 
-__all__ = ["BlockingClient", "BlockingGroup", "BlockingHandle", "ThreadDelivery", "ThreadSettling", "connect"]
+__all__ = ["BlockingClient", "BlockingGroup", "BlockingHandle", "ThreadDelivery", "ThreadConfirmation", "connect"]
 
 
-class ThreadSettling:
+class ThreadConfirmation:
     """What was said of a record. :meth:`wait` to know that it is kept; or do not."""
 
-    __slots__ = ("_error", "_loop", "_settling")
+    __slots__ = ("_error", "_loop", "_said")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, say: Callable[[], Settling]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, say: Callable[[], Confirmation]) -> None:
         self._loop = loop
-        self._settling: Settling | None = None
+        self._said: Confirmation | None = None
         self._error: Exception | None = None
         loop.call_soon_threadsafe(self._say, say)
 
-    def _say(self, say: Callable[[], Settling]) -> None:
+    def _say(self, say: Callable[[], Confirmation]) -> None:
         try:
-            self._settling = say()
+            self._said = say()
         except Exception as error:  # it was settled before: whoever waits hears of it
             self._error = error
 
@@ -49,50 +51,130 @@ class ThreadSettling:
         return asyncio.run_coroutine_threadsafe(self._wait(), self._loop).result(timeout)
 
     async def _wait(self) -> list[str]:  # behind _say, as the loop takes what threads give it in order
-        if self._settling is None:
+        if self._said is None:
             raise self._error or RuntimeError("The event loop was closed.")
-        return await self._settling.wait()
+        return await self._said.wait()
 
 
-class ThreadDelivery(Delivery):
+class ThreadDelivery:
     """See :class:`wayside.client.delivery.Delivery`: the same names, for a thread. What its methods return has ``wait``
     instead of being awaitable."""
 
-    __slots__ = ("_inner", "_loop")
+    __slots__ = ("_delivery", "_loop", "data")
 
     def __init__(self, delivery: Delivery, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(delivery._hold, delivery._index, delivery.data)
-        self._inner = delivery
+        self._delivery = delivery
         self._loop = loop
+        self.data = delivery.data
 
-    def _tell(self, say: Callable[[], Settling]) -> Any:
+    def __repr__(self) -> str:
+        return repr(self._delivery)
+
+    # -- what it is
+
+    @property
+    def group(self) -> str:
+        return self._delivery.group
+
+    @property
+    def stream(self) -> str:
+        return self._delivery.stream
+
+    @property
+    def offset(self) -> str:
+        """Where a reader of the stream goes on after it; with the stream it names the record."""
+        return self._delivery.offset
+
+    @property
+    def attempt(self) -> int:
+        """Deliveries of the record, this one included."""
+        return self._delivery.attempt
+
+    @property
+    def time_ms(self) -> int:
+        """When it was appended, in milliseconds since 1970."""
+        return self._delivery.time_ms
+
+    @property
+    def lease(self) -> int:
+        """Number of the lease: no two of a group are the same, and later ones are greater."""
+        return self._delivery.lease
+
+    @property
+    def content_type(self) -> str:
+        return self._delivery.content_type
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return self._delivery.headers
+
+    @property
+    def id(self) -> str:
+        """Message id, if its publisher gave one."""
+        return self._delivery.id
+
+    @property
+    def key(self) -> str:
+        return self._delivery.key
+
+    @property
+    def payload(self) -> Payload:
+        return self._delivery.payload
+
+    @property
+    def value(self) -> Any:
+        """Its value, as the media type of the stream says: JSON, MessagePack, text, else bytes."""
+        return self._delivery.value
+
+    @property
+    def settled(self) -> bool:
+        """Whether something was said of it."""
+        return self._delivery.settled
+
+    @property
+    def fenced(self) -> bool:
+        """Whether its lease is known to be over."""
+        return self._delivery.fenced
+
+    @property
+    def publishes(self) -> bool:
+        """Whether anything is to be published with its ack."""
+        return self._delivery.publishes
+
+    def json(self, returns: Any = Any) -> Any:
+        """Its value as JSON, of a type. Raises msgspec.DecodeError."""
+        return self._delivery.json(returns)
+
+    # -- what is said of it
+
+    def _say(self, say: Callable[[], Confirmation]) -> ThreadConfirmation:
         if self.settled:
             raise RuntimeError(f"This was settled before: {self!r}.")
-        return ThreadSettling(self._loop, say)
+        return ThreadConfirmation(self._loop, say)
 
-    def ack(self, publish: Iterable[tuple[str, Any]] = ()) -> Any:
+    def ack(self, publish: Iterable[tuple[str, Any]] = ()) -> ThreadConfirmation:
         records = list(publish)
         publications(records)  # raises here what has no encoding
-        return self._tell(lambda: self._inner.ack(records))
+        return self._say(lambda: self._delivery.ack(records))
 
-    def nack(self, delay: float | None = None, reason: str = "") -> Any:
-        return self._tell(lambda: self._inner.nack(delay, reason))
+    def nack(self, delay: float | None = None, reason: str = "") -> ThreadConfirmation:
+        return self._say(lambda: self._delivery.nack(delay, reason))
 
-    def reject(self, reason: str = "") -> Any:
-        return self._tell(lambda: self._inner.reject(reason))
+    def reject(self, reason: str = "") -> ThreadConfirmation:
+        return self._say(lambda: self._delivery.reject(reason))
 
-    def release(self) -> Any:
-        return self._tell(self._inner.release)
+    def release(self) -> ThreadConfirmation:
+        return self._say(self._delivery.release)
 
-    def extend(self, seconds: float) -> Any:
-        return self._tell(lambda: self._inner.extend(seconds))
+    def extend(self, seconds: float) -> ThreadConfirmation:
+        return self._say(lambda: self._delivery.extend(seconds))
 
     def publish(self, stream: str, *values: Any) -> None:
         publications((stream, value) for value in values)
-        self._inner.publish(stream, *values)
+        self._delivery.publish(stream, *values)
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[_Transaction]:  # type: ignore[override]
+    def transaction(self) -> Iterator[_Transaction]:
         transaction = _Transaction()
         yield transaction
         transaction.offsets = self.ack(transaction.records).wait()
@@ -366,6 +448,6 @@ class BlockingHandle:
 
 
 def connect(url: str = "http://127.0.0.1:7070", *, retry_s: float | None = 60.0) -> BlockingClient:
-    """Connect to a hub. Raises :class:`~wayside.client.connection.Unreachable` where none answers. ``retry_s``: for how
+    """Connect to a hub. Raises :class:`~wayside.link.connection.Unreachable` where none answers. ``retry_s``: for how
     long a connection that was lost is tried again."""
     return BlockingClient(url, retry_s=retry_s)

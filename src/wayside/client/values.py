@@ -1,4 +1,4 @@
-"""What a client is given: the status of a call, its events, values, refusals."""
+"""What a client is given: the status of a call, its events, values."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any, Literal
 import msgspec
 
 from wayside.core.codecs import Payload, decode
-from wayside.core.errors import CallFailed, Refusal
 from wayside.core.records import JSON, media_type
 
-__all__ = ["CallEvent", "CallStatus", "event_of", "refusal_of", "value_of"]
+__all__ = ["CallEvent", "CallStatus", "event_of", "value_of"]
 
 
 class CallStatus(msgspec.Struct):
@@ -88,20 +87,3 @@ def value_of(payload: Payload, returns: Any) -> Any:
     if kind == "text/plain":
         return payload.data.decode()
     return payload.data
-
-
-def _every(cls: type[Refusal]) -> list[type[Refusal]]:
-    return [cls, *(each for sub in cls.__subclasses__() for each in _every(sub))]
-
-
-def refusal_of(problem: dict[str, Any]) -> Refusal:
-    """A problem document as the refusal that it was."""
-    code = str(problem.get("code", "call-failed"))
-    status = problem.get("status", 500)
-    kinds = _every(Refusal)
-    kind = next((k for k in kinds if k.code == code), None)
-    if kind is None:
-        kind = CallFailed if status == 500 else next((k for k in kinds if k.status == status), CallFailed)
-    known = {"type", "title", "status", "detail", "code", "retry"}
-    fields = {name: value for name, value in problem.items() if name not in known}
-    return kind(str(problem.get("detail", code)), code=code, fields=fields)

@@ -23,11 +23,10 @@ from wayside.calls.call import AttemptOutcome
 from wayside.calls.handler import Attempt, Handler, Handling
 from wayside.calls.runner import Runner, Threads
 from wayside.client.client import Client
-from wayside.client.connection import Channels, Link, WebSocket
-from wayside.client.values import refusal_of
 from wayside.core.codecs import Payload
-from wayside.core.errors import Refusal, TooLarge
+from wayside.core.errors import Refusal, TooLarge, refusal_of
 from wayside.link import frames as f
+from wayside.link.connection import Channels, FrameTransport, WebSocket
 
 __all__ = ["Remote"]
 
@@ -49,7 +48,7 @@ class Remote:
         handlers: Mapping[str, Handler],
         *,
         capacity: int = 16,
-        link: Link | None = None,
+        link: FrameTransport | None = None,
         lease: Callable[[str, float, Callable[[], None]], Renewing] | None = None,
     ) -> None:
         self.url = url.rstrip("/")

@@ -10,7 +10,7 @@ This module knows nothing of HTTP servers or stores; foreign errors are translat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
     "BadRequest",
@@ -42,6 +42,7 @@ __all__ = [
     "UnknownOutcome",
     "Unsupported",
     "UnsupportedMediaType",
+    "refusal_of",
 ]
 
 
@@ -255,3 +256,20 @@ class UnknownOutcome(Refusal):
     """The connection broke while a call ran, and the call cannot be asked about: it may have run, or not."""
 
     status, code, title = 502, "unknown-outcome", "What became of the call is not known"
+
+
+def refusal_of(problem: dict[str, Any]) -> Refusal:
+    """A problem document (RFC 9457) as the refusal that it was: by its code, else by its status."""
+    code = str(problem.get("code", "call-failed"))
+    status = problem.get("status", 500)
+    kinds = _subclasses(Refusal)
+    kind = next((k for k in kinds if k.code == code), None)
+    if kind is None:
+        kind = CallFailed if status == 500 else next((k for k in kinds if k.status == status), CallFailed)
+    known = {"type", "title", "status", "detail", "code", "retry"}
+    fields = {name: value for name, value in problem.items() if name not in known}
+    return kind(str(problem.get("detail", code)), code=code, fields=fields)
+
+
+def _subclasses(cls: type[Refusal]) -> list[type[Refusal]]:
+    return [cls, *(each for sub in cls.__subclasses__() for each in _subclasses(sub))]

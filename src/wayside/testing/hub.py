@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import shutil
 import tempfile
 import threading
@@ -14,11 +13,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from wayside.client.client import CallHandle, Client
-from wayside.client.connection import Channels
+from wayside.client.calls import CallHandle
+from wayside.client.client import Client
 from wayside.client.member import Pace
 from wayside.core.limits import Limits
-from wayside.hub import Hub
+from wayside.hub import Hub, Parts, detach
+from wayside.link.connection import Channels
 from wayside.storage.embedded.engine import EmbeddedEngine
 from wayside.testing.clock import ManualClock
 from wayside.testing.points import Handlers, Place, Reached, pointed
@@ -62,11 +62,13 @@ class TestHub:
         if not isinstance(source, Hub):
             for name, function in (source or {}).items():
                 self.hub.service(name)(function)
-        if "log" in vars(self.hub):
-            raise RuntimeError("This hub was used before: a TestHub has to be its first use.")
+        try:
+            self.hub.place(self.hub.url)
+        except RuntimeError as error:
+            raise RuntimeError("This hub was used before: a TestHub has to be its first use.") from error
         self.clock = clock or ManualClock()
-        self._link = Cable(self)
-        self.client = Client(Channels(self._link, retry_s=None), pace=Pace(self.clock))
+        self._connection = Cable(self)
+        self.client = Client(Channels(self._connection, retry_s=None), pace=Pace(self.clock))
         self.reached: list[Reached] = []
         self.workers: list[TestWorker] = []
         self.up = False
@@ -82,7 +84,8 @@ class TestHub:
         self._idle = threading.Lock()
         self._disk = 0
         """How often it was written or read."""
-        self._dead: list[dict[str, Any]] = []
+        self._dead: list[Parts] = []
+        """Of lives that ended in a crash."""
         self._revival: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -108,19 +111,17 @@ class TestHub:
             self.up = False
             await self.hub.close()
             for parts in self._dead:
-                await parts["log"].close()
+                await parts.log.close()
         finally:
             self._place()
             url, self.hub.limits, self.hub.clock = self._before
             self.hub.place(url)
             shutil.rmtree(self._root, ignore_errors=True)
 
-    def _place(self) -> dict[str, Any]:
+    def _place(self) -> Parts | None:
         """Have the hub as if it had never been used. Returns the parts that it had."""
         hub = self.hub
-        cached = [name for name in vars(hub) if isinstance(getattr(type(hub), name, None), functools.cached_property)]
-        parts = {name: vars(hub).pop(name) for name in cached}
-        vars(hub).update(_loop=None, _starting=None, _closed=False)
+        parts = detach(hub)
         hub.limits, hub.clock = self._limits, self.clock
         hub.place("memory:" if self._memory else f"file:{self.directory}")
         return parts
@@ -205,21 +206,20 @@ class TestHub:
         calls.stop()
         self._drop("the hub crashed")
         parts = self._place()
+        assert parts is not None  # it was up
         self._dead.append(parts)
         self._revival = self.loop.create_task(self._revive(parts))
 
-    async def _revive(self, parts: dict[str, Any]) -> None:
-        await parts["keeping"].stop()
-        if "subscriptions" in parts:
-            await parts["subscriptions"].stop()
-        if "client" in parts:
-            await parts["client"].close()
-        parts["connections"].stop()
+    async def _revive(self, parts: Parts) -> None:
+        await parts.keeping.stop()
+        await parts.subscriptions.stop()
+        await parts.client.close()
+        parts.connections.stop()
         await self._start()
 
     def _drop(self, reason: str) -> None:
         """Break all connections to the hub."""
-        self._link.drop(reason)
+        self._connection.drop(reason)
         for worker in self.workers:
             worker.drop(reason)
 

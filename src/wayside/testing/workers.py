@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 from wayside.calls.handler import Attempt
 from wayside.calls.runner import Runner
-from wayside.client.connection import Local
 from wayside.client.member import Pace
 from wayside.client.subscriber import Subscribers
 from wayside.client.worker import Remote
 from wayside.core.errors import Fenced
 from wayside.hub import Hub
+from wayside.link.connection import Local
 from wayside.testing.clock import ManualClock
 from wayside.testing.points import Handlers, Place, pointed
 

@@ -1,7 +1,7 @@
-"""The client's end of ``/v1/connect``: channels over one connection, which is made anew when it breaks.
+"""The one connection to a hub, ``/v1/connect``: it carries the frames of many channels, and is made anew when it breaks.
 
-What a channel's owner is told when that happens is its own business: a follower reads on from its cursor, a call that
-may have run is told so. This module knows frames and connections, not what is said over them.
+What a channel does when that happens is its own business (:mod:`wayside.link.channels`). This module knows frames and
+connections, not what is said over them.
 """
 
 from __future__ import annotations
@@ -9,21 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
-from wayside.client.values import refusal_of
 from wayside.core.callbacks import guarded
-from wayside.core.errors import BadRequest, Lagged, Overloaded, Refusal, UnknownOutcome
-from wayside.core.records import Meta
+from wayside.core.errors import BadRequest, Overloaded, Refusal
 from wayside.link import frames as f
 
-__all__ = ["Answer", "Channels", "Entry", "Following", "Link", "Local", "Submitted", "Unreachable", "WebSocket"]
-
+__all__ = ["Channel", "Channels", "FrameTransport", "Local", "Unreachable", "WebSocket"]
 
 RECONNECT_S, RECONNECT_S_MAX = 0.1, 5.0
 """Before a connection is tried again: doubled each time, with full jitter."""
@@ -41,20 +37,24 @@ class Unreachable(Overloaded):
     code, title = "unreachable", "No hub reachable"
 
 
-class Link(Protocol):
-    """One connection. ``take`` is given each list of frames, ``lost`` told once that it is over."""
+class FrameTransport(Protocol):
+    """What carries frames to a hub and back. ``take`` is given each list of frames, ``lost`` told once that it is over."""
 
     async def open(self, take: Callable[[list[Any]], None], lost: Callable[[str], None]) -> None:
-        """Raises OSError, or a refusal that no other attempt would change."""
+        """Connect. Raises OSError, or a refusal that no other attempt would change."""
         ...
 
-    def send(self, frames: list[Any]) -> None: ...
+    def send(self, frames: list[Any]) -> None:
+        """Send all of them, or raise TypeError, ValueError, OverflowError or RecursionError for what cannot be sent."""
+        ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Disconnect; ``lost`` need not be told."""
+        ...
 
 
-class Entry(Protocol):
-    """What has a channel."""
+class Channel(Protocol):
+    """What has a number on the connection, and is given the frames with that number."""
 
     def take(self, frame: Any) -> None:
         """A frame of the hub."""
@@ -222,12 +222,13 @@ def _ignore(_what: Any) -> None:
 
 
 class Channels:
-    """Channels of one client. ``retry_s``: for how long a lost connection is tried again; None: for ever."""
+    """The channels of one connection, by number. ``retry_s``: for how long a connection that was lost is tried again; None:
+    for ever."""
 
-    def __init__(self, link: Link, *, retry_s: float | None = 60.0) -> None:
-        self._link = link
+    def __init__(self, transport: FrameTransport, *, retry_s: float | None = 60.0) -> None:
+        self._transport = transport
         self._retry_s = retry_s
-        self._entries: dict[int, Entry] = {}
+        self._open: dict[int, Channel] = {}
         self._number = 0
         self._out: list[Any] = []
         self.connected = False
@@ -241,7 +242,7 @@ class Channels:
         """Given the frames of channel 0."""
 
     def __repr__(self) -> str:
-        return f"<Channels {'connected' if self.connected else 'not connected'}, {len(self._entries)} open>"
+        return f"<Channels {'connected' if self.connected else 'not connected'}, {len(self._open)} open>"
 
     async def open(self) -> None:
         """Connect, or connect again at once. Raises :class:`Unreachable` where nobody listens."""
@@ -250,7 +251,7 @@ class Channels:
             self._task.cancel()
             self._task = None
         try:
-            await self._link.open(self._take, self._lost)
+            await self._transport.open(self._take, self._lost)
         except OSError as error:
             raise Unreachable(f"No answer from a hub: {error}. Is it running? `wayside serve` starts one.") from error
         self._established()
@@ -262,7 +263,7 @@ class Channels:
             self._task.cancel()
         self._flush()
         self.connected = False
-        await self._link.close()
+        await self._transport.close()
         self._end(Unreachable("The client was closed.", code="client-closed"))
 
     def _established(self) -> None:
@@ -273,22 +274,23 @@ class Channels:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-        for entry in list(self._entries.values()):
-            guarded(entry.resume)
+        for channel in list(self._open.values()):
+            guarded(channel.resume)
 
-    def add(self, entry: Entry) -> int:
-        """A new channel."""
+    def add(self, channel: Channel) -> int:
+        """A new channel. Returns its number."""
         self._number += 1
-        self._entries[self._number] = entry
+        self._open[self._number] = channel
         return self._number
 
     @property
     def count(self) -> int:
         """How many are open."""
-        return len(self._entries)
+        return len(self._open)
 
-    def remove(self, channel: int) -> None:
-        self._entries.pop(channel, None)
+    def remove(self, number: int) -> None:
+        """Give nothing more to a channel."""
+        self._open.pop(number, None)
 
     def put(self, frame: Any) -> None:
         """Send a frame at the end of this turn of the loop."""
@@ -301,7 +303,7 @@ class Channels:
         out, self._out = self._out, []
         if out and self.connected:
             try:
-                self._link.send(out)
+                self._transport.send(out)
             except (TypeError, ValueError, OverflowError, RecursionError):  # nothing of it was sent
                 for frame in out:
                     self._send_one(frame)
@@ -309,14 +311,14 @@ class Channels:
     def _send_one(self, frame: Any) -> None:
         """What cannot be put into a frame fails its own channel, and not the others."""
         try:
-            self._link.send([frame])
+            self._transport.send([frame])
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            entry = self._entries.get(frame.channel)
-            if entry is None:
+            channel = self._open.get(frame.channel)
+            if channel is None:
                 self._report(error)
             else:
                 refusal = BadRequest(f"This cannot be sent: {error}.", code="not-sendable")
-                entry.take(f.ErrorFrame(frame.channel, refusal.problem()))
+                channel.take(f.ErrorFrame(frame.channel, refusal.problem()))
 
     async def ready(self) -> None:
         """Wait for a connection. Raises :class:`Unreachable` when it is given up."""
@@ -332,16 +334,16 @@ class Channels:
             await waiter
 
     def _take(self, frames: list[Any]) -> None:
-        entries = self._entries
+        channels = self._open
         for frame in frames:
-            channel = frame.channel
-            if channel == 0:
+            number = frame.channel
+            if number == 0:
                 self.on_frame(frame)
                 continue
-            entry = entries.get(channel)
-            if entry is not None:
+            channel = channels.get(number)
+            if channel is not None:
                 try:
-                    entry.take(frame)
+                    channel.take(frame)
                 except Exception as error:
                     self._report(error)
 
@@ -358,11 +360,11 @@ class Channels:
             return
         error = Unreachable(f"The connection to the hub was lost: {reason}.", code="connection-lost")
         staying = False
-        for channel, entry in list(self._entries.items()):
-            if entry.lost(error, True):
+        for number, channel in list(self._open.items()):
+            if channel.lost(error, True):
                 staying = True
             else:
-                self._entries.pop(channel, None)
+                self._open.pop(number, None)
         if staying or self._retry_s is None:
             self._reconnect()
 
@@ -378,7 +380,7 @@ class Channels:
             await asyncio.sleep(random.uniform(0, delay))
             delay = min(delay * 2, RECONNECT_S_MAX)
             try:
-                await self._link.open(self._take, self._lost)
+                await self._transport.open(self._take, self._lost)
             except OSError as error:
                 if self._retry_s is not None and loop.time() - began > self._retry_s:
                     self._end(Unreachable(f"No hub was reachable for {self._retry_s:g} s: {error}."))
@@ -395,215 +397,6 @@ class Channels:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(error)
-        entries, self._entries = self._entries, {}
-        for entry in entries.values():
-            entry.lost(error, False)
-
-
-SUBMITTED_MAX = 4096
-"""Channels beyond which a call that was submitted keeps none."""
-CREDIT = 256
-"""Records that a follower lets the hub be ahead."""
-
-
-class Answer:
-    """A channel that is answered once."""
-
-    __slots__ = ("_channels", "_frame", "_future", "_repeat", "channel", "sent")
-
-    def __init__(self, channels: Channels, repeat: bool) -> None:
-        self._channels = channels
-        self._future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._repeat = repeat
-        """Whether it may be said again on another connection."""
-        self._frame: Any = None
-        self.channel = channels.add(self)
-
-    def send(self, frame: Any) -> asyncio.Future[Any]:
-        self._frame = frame
-        self._channels.put(frame)
-        return self._future
-
-    def take(self, frame: Any) -> None:
-        if self._repeat and _later(frame):
-            return
-        self._channels.remove(self.channel)
-        if not self._future.done():
-            if type(frame) is f.ErrorFrame:
-                self._future.set_exception(refusal_of(frame.problem))
-            else:
-                self._future.set_result(frame)
-
-    def lost(self, error: Exception, again: bool) -> bool:
-        if self._repeat and again:
-            return True
-        if not self._future.done():
-            if not self._repeat:
-                detail = getattr(error, "detail", str(error))
-                error = UnknownOutcome(
-                    f"{detail} It may have been done, or not: look, or send it with an idempotency key."
-                )
-            self._future.set_exception(error)
-        return False
-
-    def resume(self) -> None:
-        if self._future.done():
-            self._channels.remove(self.channel)
-        else:
-            self._channels.put(self._frame)
-
-    def leave(self) -> None:
-        """Nobody waits any more."""
-        self._channels.remove(self.channel)
-        self._channels.put(f.LeaveFrame(self.channel))
-
-
-class Submitted:
-    """The channel of a call that was submitted: first its name, then its answer."""
-
-    def __init__(self, channels: Channels, keyed: bool) -> None:
-        loop = asyncio.get_running_loop()
-        self._channels = channels
-        self._keyed = keyed
-        self.accepted: asyncio.Future[str] = loop.create_future()
-        self.ended: asyncio.Future[Any] = loop.create_future()
-        self.frame: Any = None
-        self.channel = channels.add(self)
-
-    def take(self, frame: Any) -> None:
-        kind = type(frame)
-        if kind is f.AcceptedFrame:
-            if not self.accepted.done():
-                self.accepted.set_result(frame.id)
-            if self._channels.count > SUBMITTED_MAX:  # the hub bounds them: its answer is asked for by its name
-                self.ended.set_result(None)
-                self._channels.remove(self.channel)
-                self._channels.put(f.LeaveFrame(self.channel))
-            return
-        if self._keyed and not self.accepted.done() and _later(frame):
-            return
-        self._channels.remove(self.channel)
-        if not self.accepted.done():
-            self.accepted.set_exception(refusal_of(frame.problem) if kind is f.ErrorFrame else _odd(frame))
-        elif not self.ended.done():
-            self.ended.set_result(frame)
-
-    def lost(self, error: Exception, again: bool) -> bool:
-        if not self.accepted.done():
-            if self._keyed and again:
-                return True
-            detail = getattr(error, "detail", str(error))
-            self.accepted.set_exception(
-                error if self._keyed else UnknownOutcome(f"{detail} The call may have been taken, or not.")
-            )
-        if not self.ended.done():
-            self.ended.set_result(None)  # whoever wants the answer asks for it by its name
-        return False
-
-    def resume(self) -> None:
-        self._channels.put(self.frame)
-
-
-def _later(frame: Any) -> bool:
-    """Whether the hub stops: it took nothing, closes the connection, and is to be asked again on the next."""
-    return type(frame) is f.ErrorFrame and frame.problem.get("code") == "stopping" and "call" not in frame.problem
-
-
-def _odd(frame: Any) -> Exception:
-    return UnknownOutcome(f"The hub answered with {type(frame).__name__}.")
-
-
-class Row(msgspec.Struct, array_like=True, gc=False):
-    """A record as it comes."""
-
-    offset: str
-    """After it."""
-    data: bytes
-    meta: Meta | None = None
-
-
-class Following:
-    """A follower's channel, which resumes on another connection."""
-
-    def __init__(
-        self, channels: Channels, stream: str, offset: str, *, call: bool, options: f.FollowOptions | None = None
-    ) -> None:
-        self._channels = channels
-        self._stream = stream
-        self._call = call
-        self._options = options
-        self._held: deque[Row] = deque()
-        self._changed = asyncio.Event()
-        self._spent = 0
-        self._ended = ""
-        self._error: Exception | None = None
-        self.content_type = ""
-        self.offset = offset
-        self.channel = channels.add(self)
-        self.resume()
-
-    def resume(self) -> None:
-        self._held.clear()
-        self._spent = 0
-        self._channels.put(f.FollowFrame(self.channel, self._stream, self.offset, CREDIT, self._call, self._options))
-
-    def take(self, frame: Any) -> None:
-        kind = type(frame)
-        if kind is f.RecordsFrame:
-            self._held.extend(_rows(frame.records))
-        elif kind is f.FollowingFrame:
-            self.content_type = frame.content_type
-            if self.offset in ("-1", "now"):
-                self.offset = frame.offset
-        elif kind is f.EndFrame:
-            if frame.reason in ("closed", "deleted", "complete"):
-                self._ended = frame.reason
-                self._channels.remove(self.channel)
-            elif frame.reason == "lagged":
-                self._error = Lagged(
-                    f"The reader of {self._stream} was too far behind. Read on from {frame.offset}, or afresh from now.",
-                    fields={"offset": frame.offset},
-                )
-                self._channels.remove(self.channel)
-        elif kind is f.ErrorFrame and not _later(frame):
-            self._error = refusal_of(frame.problem)
-            self._channels.remove(self.channel)
-        self._changed.set()
-
-    def lost(self, error: Exception, again: bool) -> bool:
-        if again and not self._ended and self._error is None:
-            return True
-        self._error = self._error or error
-        self._changed.set()
-        return False
-
-    async def records(self) -> AsyncGenerator[Row, None]:
-        """What is in it, until it is closed."""
-        try:
-            while True:
-                while self._held:
-                    row = self._held.popleft()
-                    self.offset = row.offset
-                    self._spent += 1
-                    if self._spent >= CREDIT // 2:
-                        self._channels.put(f.CreditFrame(self.channel, self._spent))
-                        self._spent = 0
-                    yield row
-                if self._error is not None:
-                    raise self._error
-                if self._ended:
-                    return
-                self._changed.clear()
-                await self._changed.wait()
-        finally:
-            self.stop()
-
-    def stop(self) -> None:
-        if not self._ended and self._error is None:
-            self._ended = "left"
-            self._channels.remove(self.channel)
-            if self._channels.connected:
-                self._channels.put(f.LeaveFrame(self.channel))
-
-
-_rows = msgspec.msgpack.Decoder(list[Row]).decode
+        channels, self._open = self._open, {}
+        for channel in channels.values():
+            channel.lost(error, False)
