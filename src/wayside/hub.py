@@ -294,8 +294,8 @@ class Hub(InProcess, Subscribing):
     async def serve(self, host: str = "127.0.0.1", port: int = 7070) -> Server:
         """Listen with the hub's own server; returns it once it does. Raises OSError where it cannot."""
         await self.start()
-        server = Server(self.routes, self.limits, self.directory)
-        self.operations.server = server
+        server = Server(self.routes.resolve, self.limits, self.directory)
+        self.operations.shared = server.shared
         await server.start(host, port)
         return server
 

@@ -24,6 +24,7 @@ from wayside.streams.contract import Log, Sink, Stay, StreamView
 __all__ = [
     "Exchange",
     "Frames",
+    "Handler",
     "InPieces",
     "Memo",
     "Pieces",
@@ -197,6 +198,10 @@ class Exchange(Protocol):
     ) -> Socket:
         """Accept a WebSocket; ``on_text`` gets each text message of the client, ``on_binary`` each other."""
         ...
+
+
+Handler = Callable[[Exchange], None]
+"""Answers one request. What it raises is answered as ``refuse`` does."""
 
 
 def parse_query(query: str) -> dict[str, list[str]]:

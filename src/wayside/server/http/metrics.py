@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import cache, partial
 from importlib import resources
 from itertools import accumulate
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
@@ -20,13 +20,10 @@ from wayside.calls.services import Calls
 from wayside.core.engine import Statistics
 from wayside.groups.registry import Groups
 from wayside.server.exchange import Exchange, matches
+from wayside.server.http.shared import Shared
 from wayside.server.openapi.document import document
-from wayside.streams.contract import Log
 from wayside.streams.delayed import Delaying
 from wayside.webhooks.subscriptions import Subscriptions
-
-if TYPE_CHECKING:
-    from wayside.server.http.listener import Server
 
 _JSON = b"Content-Type: application/json\r\nCache-Control: no-store\r\n"
 _TEXT = b"Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n"
@@ -35,8 +32,8 @@ _SCRIPTS = ("wayside.js", "wayside/connection.js", "wayside/msgpack.js")
 """Of wayside.client.browser: a module and what it imports."""
 
 
-class Observed(Log, Protocol):
-    """A log that can be watched."""
+class Observed(Protocol):
+    """What stores streams, as it can be watched."""
 
     on_commit: Callable[[float, int], None] | None
 
@@ -87,7 +84,8 @@ class Operations:
         self._delaying = delaying
         self._subscriptions = subscriptions
         self._version = version
-        self.server: Server | None = None
+        self.shared: Shared | None = None
+        """What the connections of the hub's own server share, once it listens."""
         self.ready = False
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -138,8 +136,8 @@ class Operations:
 
     def _readyz(self, exchange: Exchange) -> None:
         reason = self._log.failed
-        if reason is None and (not self.ready or (self.server is not None and self.server.draining)):
-            reason = "stopping" if self.server is not None and self.server.draining else "starting"
+        if reason is None and (not self.ready or (self.shared is not None and self.shared.draining)):
+            reason = "stopping" if self.shared is not None and self.shared.draining else "starting"
         if reason is None:
             exchange.respond(200, _JSON, b'{"status":"ready"}')
         else:
@@ -217,10 +215,10 @@ class Operations:
         delayed.add_metric(["appended"], late.appended)
         delayed.add_metric(["dropped"], late.dropped)
         yield delayed
-        if self.server is not None:
-            yield GaugeMetricFamily("wayside_connections", "Open connections.", value=len(self.server.connections))
+        if self.shared is not None:
+            yield GaugeMetricFamily("wayside_connections", "Open connections.", value=len(self.shared.connections))
             responses = CounterMetricFamily("wayside_responses", "HTTP answers by class of status.", labels=["status"])
-            for digit, number in enumerate(self.server.responses):
+            for digit, number in enumerate(self.shared.responses):
                 if digit:
                     responses.add_metric([f"{digit}xx"], number)
             yield responses

@@ -12,7 +12,8 @@ from wayside.core.errors import BadRequest, MethodNotAllowed, NotFound, Refusal
 from wayside.core.globs import Glob, is_glob
 from wayside.core.records import is_reserved, require_path, require_public
 from wayside.groups.registry import Groups
-from wayside.server.exchange import Exchange, Request, member_of, preferred_wait_s
+from wayside.server.exchange import Exchange, Handler, Request, member_of, preferred_wait_s
+from wayside.server.http.head import PREFLIGHT
 from wayside.server.http.metrics import Operations
 from wayside.server.patterns import (
     consumer_groups,
@@ -34,7 +35,6 @@ from wayside.streams.delayed import Delaying
 from wayside.streams.presence import Presence
 from wayside.webhooks.subscriptions import Subscriptions
 
-Handler = Callable[[Exchange], None]
 Reader = Callable[..., None]
 """Answers a read: given the exchange, the stream, and ``first``, a position before which nothing is for readers."""
 
@@ -47,28 +47,6 @@ CONNECT = "/v1/connect"
 PRESENCE = "/v1/presence/"
 PUBLISH = "/v1/publish"
 UPLOADS = "/v1/upload/"
-METHODS = "GET, HEAD, PUT, POST, PATCH, DELETE, OPTIONS"
-"""Of all that is served."""
-REQUEST_HEADERS = (
-    "Accept, Authorization, Content-Type, Idempotency-Key, If-None-Match, Last-Event-ID, Prefer, Producer-Epoch, Producer-Id, "
-    "Producer-Seq, Stream-Closed, Stream-Durability, Stream-Expires-At, Stream-Fork-Offset, Stream-Fork-Sub-Offset, "
-    "Stream-Forked-From, Stream-Retention-Age, Stream-Retention-Bytes, Stream-Seq, Stream-TTL, "
-    "Tus-Resumable, Upload-Checksum, Upload-Defer-Length, Upload-Length, Upload-Metadata, Upload-Offset, "
-    "Wayside-Callback, Wayside-Delay, Wayside-Key, Wayside-Member, Wayside-Message-Id, Wayside-Priority, Wayside-TTL, X-HTTP-Method-Override, X-Request-Id, X-Requested-With"
-)
-RESPONSE_HEADERS = (
-    "ETag, Location, Preference-Applied, Producer-Epoch, Producer-Expected-Seq, Producer-Received-Seq, Producer-Seq, "
-    "Retry-After, Stream-Bytes, Stream-Closed, Stream-Cursor, Stream-Durability, Stream-Earliest-Offset, "
-    "Stream-Expires-At, Stream-Next-Offset, Stream-Retention-Age, Stream-Retention-Bytes, Stream-SSE-Data-Encoding, "
-    "Stream-TTL, Stream-Up-To-Date, Tus-Checksum-Algorithm, Tus-Extension, Tus-Max-Size, Tus-Resumable, Tus-Version, "
-    "Upload-Defer-Length, Upload-Expires, Upload-Length, Upload-Metadata, Upload-Offset, Wayside-Call, Wayside-Due, Wayside-Duplicate, Wayside-Stream, "
-    "X-Request-Id"
-)
-CORS = b"Access-Control-Allow-Origin: *\r\nAccess-Control-Expose-Headers: %b\r\n" % RESPONSE_HEADERS.encode()
-PREFLIGHT = (
-    b"Access-Control-Allow-Methods: %b\r\nAccess-Control-Allow-Headers: %b\r\nAccess-Control-Max-Age: 86400\r\n"
-    % (METHODS.encode(), REQUEST_HEADERS.encode())
-)
 
 
 class Routes:

@@ -15,7 +15,7 @@ import msgspec
 
 from wayside.core.errors import BadRequest, MethodNotAllowed, NotFound, Refusal
 from wayside.core.records import require_size
-from wayside.server.exchange import Exchange, Request, origin_of
+from wayside.server.exchange import Exchange, Handler, Request, origin_of
 from wayside.webhooks.subscription import Config, Kind, Subscription, refused
 from wayside.webhooks.subscriptions import Confirmed, Subscriptions, Work
 from wayside.webhooks.wakes import SUBSCRIPTIONS
@@ -35,7 +35,6 @@ _JSON = b"Content-Type: application/json\r\nCache-Control: no-store\r\n"
 _KEY_SET = b"Content-Type: application/jwk-set+json\r\nCache-Control: public, max-age=300\r\n"
 
 T = TypeVar("T")
-Handler = Callable[[Exchange], None]
 Action = Callable[[Exchange, Subscriptions, str, str], None]
 """Given the subscription's id, and the URL below which streams are."""
 

@@ -39,7 +39,7 @@ from wayside.server.channels import (
     problem_of,
     publish,
 )
-from wayside.server.exchange import Exchange, Request, parse_query, unquote_path
+from wayside.server.exchange import Exchange, Handler, Request, parse_query, unquote_path
 from wayside.streams.contract import Log, StreamView
 from wayside.streams.delayed import Delaying
 from wayside.streams.presence import PRESENCE, Presence
@@ -50,7 +50,6 @@ PATTERN = "multiplexing"
 OWED_BYTES_MAX = 256 * 1024
 """More does not wait for the end of the turn: then it is known whether the client takes it."""
 HELD_FRAMES_MAX = 100_000
-Handler = Callable[[Exchange], None]
 
 
 class Connections:
