@@ -153,7 +153,7 @@ class Routes:
         if request.method == "POST" and name:
             events = None
             if _accepts_events(request.headers.get("accept", "")):
-                events = partial(_events, self._log, first=1)
+                events = partial(_events, self._log)
             return lambda exchange: request_reply.call_service(exchange, calls, name, prefix + CALLS, events)
         if request.method != "GET":
             raise _not_allowed(request, _allowed(request.path))
@@ -180,7 +180,7 @@ class Routes:
         if read is None:
             return lambda exchange: request_reply.read_status(exchange, calls, identity, wait_s, result=bool(rest))
         reader = read
-        return lambda exchange: request_reply.with_stream(exchange, calls, identity, partial(reader, first=1))
+        return lambda exchange: request_reply.with_stream(exchange, calls, identity, reader)
 
     def _group(self, request: Request, name: str, base: str) -> Handler:
         groups = self._groups

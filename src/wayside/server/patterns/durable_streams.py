@@ -60,7 +60,7 @@ class _Streams(msgspec.Struct):
     streams: list[str]
 
 
-class _Claim(msgspec.Struct):
+class _Claimant(msgspec.Struct):
     worker: str
 
 
@@ -201,7 +201,7 @@ def _unlink(path: str, exchange: Exchange, subscriptions: Subscriptions, identit
 
 
 def _claim(exchange: Exchange, subscriptions: Subscriptions, identity: str, _base: str) -> None:
-    worker = _body(exchange, _Claim).worker
+    worker = _body(exchange, _Claimant).worker
     if not 0 < len(worker) <= WORKER_CHARACTERS_MAX:
         raise refused("INVALID_REQUEST", f"worker is a name of 1 to {WORKER_CHARACTERS_MAX} characters.")
     subscriptions.claim(identity, worker, partial(_answer, exchange))

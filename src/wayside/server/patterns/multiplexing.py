@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 
 from wayside.calls.call import Call, State
-from wayside.calls.ledger import call_path, no_such_call
 from wayside.calls.services import Calls
 from wayside.calls.workers import Leases
 from wayside.core.callbacks import guarded, report
@@ -23,9 +22,10 @@ from wayside.core.codecs import Payload
 from wayside.core.errors import BadRequest, Overloaded, Refusal, Unsupported
 from wayside.core.globs import Glob, is_glob
 from wayside.core.policies import policy_of
-from wayside.core.records import Offset, is_reserved, require_public, require_size
+from wayside.core.records import is_reserved, require_public, require_size, start_position
 from wayside.groups.registry import Groups
 from wayside.link import frames as f
+from wayside.server.call_streams import CallStream, open_call_stream
 from wayside.server.channels import (
     ENCODING,
     ChannelCall,
@@ -267,45 +267,48 @@ class Peer(WorkerSide):
         publish(frame, self._log, self._connections.delaying, self._put)
 
     def _follow(self, frame: f.FollowFrame) -> None:
-        self._open(frame.channel)
-        sink = self._channels[frame.channel] = ChannelFollower(self, frame.channel)
-        call = self._calls.ledger.known(frame.stream) if frame.call else None
-        if call is not None:
-            self._calls.ledger.stream(call, lambda _result: self._begin(frame, sink))
-        elif is_glob(frame.stream) and not frame.call:
-            try:
-                self._log.union(Glob(frame.stream), partial(self._begin, frame, sink))
-            except Exception:
-                self._channels.pop(frame.channel, None)
-                raise
-        else:
-            self._begin(frame, sink)
+        channel = frame.channel
+        self._open(channel)
+        sink = self._channels[channel] = ChannelFollower(self, channel)
+        begin = partial(self._begin, frame, sink)
+        try:
+            if frame.call:
+                open_call_stream(self._calls, frame.stream, begin)
+            elif is_glob(frame.stream):
+                self._log.union(Glob(frame.stream), begin)
+            else:
+                begin(self._stream(frame.stream))
+        except Exception:
+            self._channels.pop(channel, None)
+            raise
 
-    def _begin(self, frame: f.FollowFrame, sink: ChannelFollower, union: StreamView | Exception | None = None) -> None:
-        """There is a stream to follow, if there is one at all; of a glob it is given."""
-        channel, offset = frame.channel, frame.offset
+    def _begin(self, frame: f.FollowFrame, sink: ChannelFollower, found: StreamView | CallStream | Exception) -> None:
+        """There is a stream to follow, if there is one at all."""
+        channel = frame.channel
         if self._channels.get(channel) is not sink:
             return
         try:
-            stream = self._stream(frame, union)
-            position = (
-                stream.start
-                if offset == "-1"
-                else stream.tail
-                if offset == "now"
-                else stream.resolve(Offset.parse(offset))
-            )
-            terms = self._terms(frame.options, stream)
+            if isinstance(found, Exception):
+                raise found
+            stream, first = found if isinstance(found, CallStream) else (found, found.start)
+            position = max(first, start_position(stream, frame.offset))
+            terms = self._terms(frame, stream)
         except Exception as error:
             self._channels.pop(channel)
             self._put(f.ErrorFrame(channel, problem_of(error)))
             return
-        position = max(position, 1 if frame.call else 0)  # the request itself is not for readers
         self._put(f.FollowingFrame(channel, stream.config.content_type, str(stream.offset(position))))
         self._log.follow(stream, position, ENCODING, sink, PATTERN, credit=frame.credit, **terms)
 
-    def _terms(self, options: f.FollowOptions | None, stream: StreamView) -> dict[str, Any]:
+    def _stream(self, path: str) -> StreamView:
+        if path.startswith(PRESENCE):
+            return self._connections.presence.events(path[len(PRESENCE) :])
+        require_public(path)
+        return self._log.find(path)
+
+    def _terms(self, frame: f.FollowFrame, stream: StreamView) -> dict[str, Any]:
         """The policy of a follower, and its presence."""
+        options = frame.options
         if options is None:
             return {}
         interval, lag = (str(number) if number else None for number in (options.interval_s, options.lag))
@@ -315,28 +318,13 @@ class Peer(WorkerSide):
         until = stream.tail if options.whole else None
         if not options.member:
             return {"policy": policy, "until": until}
+        if is_glob(frame.stream):
+            raise BadRequest(f"Presence is of one stream, and {frame.stream!r} is a glob.", code="glob-member")
         if is_reserved(stream.path):
             raise BadRequest("Presence is of streams, and not of calls or of presence itself.", code="member-invalid")
         stay = self._connections.presence.stay(stream.path, options.member)
         stay.renew(PATTERN)
         return {"policy": policy, "until": until, "ended": stay.hold(PATTERN)}
-
-    def _stream(self, frame: f.FollowFrame, union: StreamView | Exception | None) -> StreamView:
-        if isinstance(union, Exception):
-            raise union
-        if union is not None:
-            if frame.options is not None and frame.options.member:
-                raise BadRequest(f"Presence is of one stream, and {frame.stream!r} is a glob.", code="glob-member")
-            return union
-        if not frame.call:
-            if frame.stream.startswith(PRESENCE):
-                return self._connections.presence.events(frame.stream[len(PRESENCE) :])
-            require_public(frame.stream)
-            return self._log.find(frame.stream)
-        try:
-            return self._log.find(call_path(frame.stream))
-        except Refusal as refusal:
-            raise no_such_call(frame.stream) from refusal
 
     def _credit(self, frame: f.CreditFrame) -> None:
         entry = self._channels.get(frame.channel)
