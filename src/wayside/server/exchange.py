@@ -465,3 +465,14 @@ def limit_of(request: Request) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 9) or not 1 <= int(text) <= LIST_MAX:
         raise BadRequest(f"limit must be from 1 to {LIST_MAX}.", code="parameter-invalid")
     return int(text)
+
+
+MEMBER_CHARACTERS_MAX = 256
+"""Of the name of a member."""
+
+
+def require_member(name: str) -> None:
+    """Raise :class:`BadRequest` or ``TooLarge`` for what is no name of a member."""
+    require_size(len(name.encode()), MEMBER_CHARACTERS_MAX, "The name of the member")
+    if not name.isprintable() or not name:
+        raise BadRequest("A member has a printable name.", code="member-invalid")

@@ -23,8 +23,7 @@ from wayside.groups.group import Group, identity_of
 from wayside.groups.registry import Groups
 from wayside.groups.state import Member
 from wayside.link.frames import Ack, Extend, Nack, Part, Publish, Settled, Settlement
-from wayside.server.channels import require_member
-from wayside.server.exchange import Exchange, json_body, limit_of, preferred_wait_s, quote_header
+from wayside.server.exchange import Exchange, json_body, limit_of, preferred_wait_s, quote_header, require_member
 from wayside.streams.contract import StreamView
 
 GROUPS_URL = "/v1/group/"

@@ -10,19 +10,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
-from wayside.calls.call import Call, State
 from wayside.calls.services import Calls
 from wayside.calls.workers import Leases
 from wayside.core.callbacks import guarded, report
 from wayside.core.codecs import Payload
 from wayside.core.errors import BadRequest, Overloaded, Refusal, Unsupported
 from wayside.core.globs import Glob, is_glob
+from wayside.core.limits import Limits
+from wayside.core.metadata import rfc3339
 from wayside.core.policies import policy_of
-from wayside.core.records import is_reserved, require_public, require_size, start_position
+from wayside.core.records import (
+    Append,
+    Appended,
+    Producer,
+    StreamConfig,
+    is_reserved,
+    require_public,
+    require_size,
+    start_position,
+)
 from wayside.groups.registry import Groups
 from wayside.link import frames as f
 from wayside.server.call_streams import CallStream, open_call_stream
@@ -32,19 +42,13 @@ from wayside.server.channels import (
     ChannelExchange,
     ChannelFollower,
     ChannelMember,
-    SocketWire,
-    Wire,
-    WorkerSide,
-    member_of,
+    ChannelWorker,
     problem_of,
-    publish,
 )
 from wayside.server.exchange import Exchange, Handler, Request, parse_query, unquote_path
 from wayside.streams.contract import Log, StreamView
-from wayside.streams.delayed import Delaying
+from wayside.streams.delayed import Delaying, Held
 from wayside.streams.presence import PRESENCE, Presence
-
-__all__ = ["Connections", "Peer"]
 
 PATTERN = "multiplexing"
 OWED_BYTES_MAX = 256 * 1024
@@ -109,22 +113,54 @@ def _nothing(_request: Request) -> Handler:
     raise Unsupported("This hub answers no requests here.")
 
 
-class Peer(WorkerSide):
-    """One client. To its connection it is the reader that feeds it; to :class:`~wayside.calls.services.Calls` the way to a
-    worker."""
+class Wire(Protocol):
+    """Where the frames for a client go."""
+
+    def send(self, frames: list[Any]) -> None: ...
+
+    def ping(self) -> None:
+        """Keep an idle connection open."""
+
+    def close(self, code: int, reason: str) -> None: ...
+
+
+class SocketWire:
+    """A WebSocket as a :class:`Wire`."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, socket: Any) -> None:
+        self._socket = socket
+
+    def send(self, frames: list[Any]) -> None:
+        made = self._socket.frames
+        self._socket.write(made.join([made.binary(f.encode(frames))]))
+
+    def ping(self) -> None:
+        made = self._socket.frames
+        if made.ping is not None:
+            self._socket.write(made.join([made.ping]))
+
+    def close(self, code: int, reason: str) -> None:
+        self._socket.close(code, reason)
+
+
+class Peer:
+    """One client. To its connection it is the reader that feeds it; to what is on its channels, the way out."""
 
     credit: int | None = None
     until: int | None = None
     at = 0
 
     def __init__(self, connections: Connections) -> None:
-        super().__init__(connections.calls, connections.leases)
         self._connections = connections
+        self._calls = connections.calls
         self._log = connections.log
         self._wire: Wire | None = None
         self._out: list[Any] = []
         self._channels: dict[int, Any] = {}
-        """A call, a follower or a request."""
+        """A call, a follower, a request or a member."""
+        self._working = ChannelWorker(self, connections.calls, connections.leases)
         self._held: list[Any] = []
         """Frames that came while the client did not read."""
         self._owed = 0
@@ -168,12 +204,17 @@ class Peer(WorkerSide):
             if self._wire is None:
                 return
             try:
-                _TAKES[type(frame)](self, frame)
+                kind = type(frame)
+                take = _TAKES.get(kind)
+                if take is not None:
+                    take(self, frame)
+                else:
+                    _OF_WORKERS[kind](self._working, frame)
             except Refusal as refusal:
-                self._put(f.ErrorFrame(frame.channel, refusal.problem()))
+                self.put(f.ErrorFrame(frame.channel, refusal.problem()))
             except Exception as error:
                 report(error, frame)
-                self._put(f.ErrorFrame(frame.channel, Refusal("Something went wrong inside the hub.").problem()))
+                self.put(f.ErrorFrame(frame.channel, Refusal("Something went wrong inside the hub.").problem()))
 
     def _open(self, channel: int) -> None:
         if channel in self._channels:
@@ -212,45 +253,12 @@ class Peer(WorkerSide):
         entry = self._channels[channel] = ChannelCall(self, channel, calls.abandon)
         try:
             if frame.submitted or request.key:
-                calls.submit(request, partial(self._submitted, entry, frame.submitted))
+                calls.submit(request, partial(entry.submitted, frame.submitted))
             else:
                 entry.call = calls.call(request, entry)
         except Exception:
             self._channels.pop(channel, None)
             raise
-
-    def _submitted(self, entry: ChannelCall, told: bool, result: Any) -> None:
-        channel = entry.channel
-        if self._channels.get(channel) is not entry:
-            return  # the client has left it
-        if isinstance(result, Exception):
-            self._channels.pop(channel, None)
-            self._put(f.ErrorFrame(channel, problem_of(result)))
-            self.settle()
-            return
-        call: Call = result
-        entry.call = call
-        if told:
-            self._put(f.AcceptedFrame(channel, call.id))
-        if call.final:
-            self.answer(entry, call)
-        else:
-            call.waiters.append(entry)
-            self.settle()
-
-    def answer(self, entry: ChannelCall, call: Call) -> None:
-        """A call has ended: a client that has left its channel is not told."""
-        channel = entry.channel
-        if self._wire is None or self._channels.get(channel) is not entry:
-            return
-        del self._channels[channel]
-        if call.state is State.DONE:
-            payload = call.result
-            assert payload is not None
-            self._put(f.ResultFrame(channel, payload.data, payload.content_type), len(payload.data))
-        else:
-            self._put(f.ErrorFrame(channel, {**(call.error or {}), "call": call.id}))
-        self.settle()
 
     def _leave(self, frame: f.LeaveFrame) -> None:
         entry = self._channels.pop(frame.channel, None)
@@ -264,7 +272,7 @@ class Peer(WorkerSide):
         require_size(sum(map(len, texts)), self._log.limits.header_bytes_max, "What is beside the body")
 
     def _publish(self, frame: f.PublishFrame) -> None:
-        publish(frame, self._log, self._connections.delaying, self._put)
+        _publish(frame, self._log, self._connections.delaying, self.put)
 
     def _follow(self, frame: f.FollowFrame) -> None:
         channel = frame.channel
@@ -295,9 +303,9 @@ class Peer(WorkerSide):
             terms = self._terms(frame, stream)
         except Exception as error:
             self._channels.pop(channel)
-            self._put(f.ErrorFrame(channel, problem_of(error)))
+            self.put(f.ErrorFrame(channel, problem_of(error)))
             return
-        self._put(f.FollowingFrame(channel, stream.config.content_type, str(stream.offset(position))))
+        self.put(f.FollowingFrame(channel, stream.config.content_type, str(stream.offset(position))))
         self._log.follow(stream, position, ENCODING, sink, PATTERN, credit=frame.credit, **terms)
 
     def _stream(self, path: str) -> StreamView:
@@ -340,11 +348,11 @@ class Peer(WorkerSide):
         self._channels[frame.channel] = ChannelMember(self, frame, self._connections.groups)
 
     def _settle(self, frame: f.SettleFrame) -> None:
-        member_of(self._channels.get(frame.channel)).settle(frame)
+        _member_of(self._channels.get(frame.channel)).settle(frame)
 
     def _rest(self, frame: f.RestFrame) -> None:
         entry = self._channels.get(frame.channel)
-        entry.rest() if isinstance(entry, ChannelMember) else self.take_rest(frame)
+        entry.rest() if isinstance(entry, ChannelMember) else self._working.take_rest(frame)
 
     def _request(self, frame: f.RequestFrame) -> None:
         self._open(frame.channel)
@@ -360,15 +368,13 @@ class Peer(WorkerSide):
 
     # -- frames out
 
-    def _put(self, frame: Any, size: int = 0) -> None:
+    def put(self, frame: Any, size: int = 0) -> None:
         if not self._out:
             asyncio.get_running_loop().call_soon(self._flush)
         self._out.append(frame)
         self._owed += size
         if self._owed > OWED_BYTES_MAX:
             self._flush()
-
-    put = _put
 
     def _flush(self) -> None:
         out, self._out = self._out, []
@@ -413,8 +419,9 @@ class Peer(WorkerSide):
     def finish(self, reason: str) -> None:
         """The hub stops: followers are told where to resume, calls under way are answered, then it closes."""
         self._draining = True
-        if self.worker is not None:
-            self.worker.stopping = True
+        worker = self._working.worker
+        if worker is not None:
+            worker.stopping = True
         for entry in list(self._channels.values()):
             if isinstance(entry, ChannelFollower) and entry.reader is not None:
                 entry.reader.finish(reason)
@@ -432,7 +439,8 @@ class Peer(WorkerSide):
                 for e in self._channels.values()
                 if not isinstance(e, ChannelMember) and not (isinstance(e, ChannelCall) and e.lasts)
             ]
-            held = self.worker is not None and any(not call.durable for call in self.worker.held.values())
+            worker = self._working.worker
+            held = worker is not None and any(not call.durable for call in worker.held.values())
             if not waiting and not held:
                 asyncio.get_running_loop().call_soon(self._close)
 
@@ -446,10 +454,53 @@ class Peer(WorkerSide):
         self._connections.peers.discard(self)
         self._wire = None
         self._held.clear()
-        self.detach()  # first: what ends now gives its places to others
+        self._working.detach()  # first: what ends now gives its places to others
         channels, self._channels = self._channels, {}
         for entry in channels.values():
             guarded(entry.stop)
+
+
+def _append_of(frame: f.PublishFrame, config: StreamConfig, limits: Limits) -> Append:
+    """What a client publishes, as an append to a stream of this kind."""
+    records = frame.records
+    kind = frame.content_type or config.content_type
+    producer = Producer(*frame.producer) if frame.producer else None
+    if config.is_json:
+        return Append(b"[%b]" % b",".join(records), kind, producer=producer)
+    if len(records) == 1:
+        return Append(records[0], kind, producer=producer)
+    if not all(records) or len(records) > limits.append_records_max:
+        raise BadRequest("Publish records that are not empty, and not too many.", code="empty-append")
+    return Append(b"", kind, producer=producer, records=records)
+
+
+def _publish(frame: f.PublishFrame, log: Log, delaying: Delaying, put: Callable[[Any], None]) -> None:
+    """Append what a client publishes, and have it answered. Raises at once what can be known now."""
+    path = frame.stream
+    require_public(path)
+    append = _append_of(frame, log.find(path).config, log.limits)
+
+    def done(result: Appended | Held | Exception) -> None:
+        if isinstance(result, Exception):
+            put(f.ErrorFrame(frame.channel, problem_of(result)))
+        elif isinstance(result, Held):
+            put(f.PublishedFrame(frame.channel, "", result.duplicate, rfc3339(result.due_ms)))
+        else:
+            put(f.PublishedFrame(frame.channel, str(result.offset), result.duplicate))
+
+    if frame.said is not None:
+        append.meta = delaying.meta(frame.said)
+        if frame.said.delay_s:
+            delaying.append_later(path, append, frame.said.delay_s, done)
+            return
+    log.append(path, append, done)
+
+
+def _member_of(entry: object) -> ChannelMember:
+    """What is on a channel, as a member of a group. Raises :class:`BadRequest` where it is none."""
+    if not isinstance(entry, ChannelMember):
+        raise BadRequest("Join the group first: this channel is no member of one.", code="not-a-member")
+    return entry
 
 
 _TAKES: dict[type, Callable[[Peer, Any], None]] = {
@@ -461,9 +512,11 @@ _TAKES: dict[type, Callable[[Peer, Any], None]] = {
     f.RequestFrame: Peer._request,
     f.JoinFrame: Peer._join,
     f.SettleFrame: Peer._settle,
-    f.WorkFrame: Peer.take_work,
-    f.EmitFrame: Peer.take_emit,
-    f.FinishFrame: Peer.take_finish,
-    f.ReturnFrame: Peer.take_return,
     f.RestFrame: Peer._rest,
+}
+_OF_WORKERS: dict[type, Callable[[ChannelWorker, Any], None]] = {
+    f.WorkFrame: ChannelWorker.take_work,
+    f.EmitFrame: ChannelWorker.take_emit,
+    f.FinishFrame: ChannelWorker.take_finish,
+    f.ReturnFrame: ChannelWorker.take_return,
 }
