@@ -183,6 +183,10 @@ Handler = Callable[[Exchange], None]
 """Answers one request. What it raises is answered as ``refuse`` does."""
 
 
+JSON_HEAD = b"Content-Type: application/json\r\nCache-Control: no-store\r\n"
+"""The header fields of most documents."""
+
+
 def parse_query(query: str) -> dict[str, list[str]]:
     """The parameters of a query string (WHATWG URL, application/x-www-form-urlencoded)."""
     result: dict[str, list[str]] = {}

@@ -19,13 +19,12 @@ from wayside.calls.queue import ServiceSpec
 from wayside.calls.services import Calls
 from wayside.core.engine import Statistics
 from wayside.groups.registry import Groups
-from wayside.server.exchange import Exchange, matches
+from wayside.server.exchange import JSON_HEAD, Exchange, matches
 from wayside.server.http.shared import Shared
 from wayside.server.openapi.document import document
 from wayside.streams.delayed import Delaying
 from wayside.webhooks.subscriptions import Subscriptions
 
-_JSON = b"Content-Type: application/json\r\nCache-Control: no-store\r\n"
 _TEXT = b"Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n"
 _MODULE = b"Content-Type: text/javascript; charset=utf-8\r\nCache-Control: no-cache\r\nVary: Origin\r\n"
 _SCRIPTS = ("wayside.js", "wayside/connection.js", "wayside/msgpack.js")
@@ -132,16 +131,16 @@ class Operations:
         exchange.respond(200, _TEXT, text.encode())
 
     def _healthz(self, exchange: Exchange) -> None:
-        exchange.respond(200, _JSON, b'{"status":"ok"}')
+        exchange.respond(200, JSON_HEAD, b'{"status":"ok"}')
 
     def _readyz(self, exchange: Exchange) -> None:
         reason = self._log.failed
         if reason is None and (not self.ready or (self.shared is not None and self.shared.draining)):
             reason = "stopping" if self.shared is not None and self.shared.draining else "starting"
         if reason is None:
-            exchange.respond(200, _JSON, b'{"status":"ready"}')
+            exchange.respond(200, JSON_HEAD, b'{"status":"ready"}')
         else:
-            exchange.respond(503, _JSON, msgspec.json.encode({"status": "not ready", "reason": reason}))
+            exchange.respond(503, JSON_HEAD, msgspec.json.encode({"status": "not ready", "reason": reason}))
 
     def _metrics(self, exchange: Exchange) -> None:
         exchange.respond(
@@ -154,74 +153,49 @@ class Operations:
         if specs != self._described:  # the same objects, while nothing is declared anew
             self._openapi = msgspec.json.encode(document(self._version, services))
             self._described = specs
-        exchange.respond(200, _JSON, self._openapi)
+        exchange.respond(200, JSON_HEAD, self._openapi)
 
     def collect(self) -> Iterable[Metric]:
         """Figures of now, for Prometheus."""
         now = self._log.statistics()
-        counters = (
+        yield from self._of_appends(now)
+        yield from _of_followers(now)
+        yield from self._of_store(now)
+        yield from self._of_calls()
+        yield from self._of_groups()
+        yield from self._of_subscriptions()
+        yield from self._of_delays()
+        if self.shared is not None:
+            yield from _of_connections(self.shared)
+
+    def _of_appends(self, now: Statistics) -> Iterable[Metric]:
+        for name, text, value in (
             ("wayside_appends", "Appends acknowledged.", now.appends),
             ("wayside_records", "Records appended.", now.records),
             ("wayside_appended_bytes", "Bytes of records appended.", now.bytes),
-        )
-        for name, text, value in counters:
+        ):
             yield CounterMetricFamily(name, text, value=value)
-        deliveries = CounterMetricFamily("wayside_deliveries", "Records given to readers.", labels=["pattern"])
-        for pattern, number in now.deliveries.items():
-            deliveries.add_metric([pattern], number)
-        yield deliveries
         yield self._commit_s.family("wayside_commit_seconds", "Time of one commit to the disk, fsync included.")
         yield self._commit_appends.family("wayside_commit_appends", "Appends in one commit.")
-        followers = GaugeMetricFamily("wayside_followers", "Readers that wait for more.", labels=["pattern"])
-        for pattern, number in now.followers.items():
-            followers.add_metric([pattern], number)
-        yield followers
-        policies = GaugeMetricFamily("wayside_policy_followers", "The same, by delivery policy.", labels=["policy"])
-        policies.add_metric(["catch-up"], sum(now.followers.values()) - sum(now.policies.values()))
-        skipped = CounterMetricFamily(
-            "wayside_followers_skipped_records",
-            "Records that a delivery policy did not let through.",
-            labels=["policy"],
-        )
-        for policy, number in now.policies.items():
-            policies.add_metric([policy], number)
-        for policy, number in now.skipped.items():
-            skipped.add_metric([policy], number)
-        ended = CounterMetricFamily(
-            "wayside_followers_disconnected", "Followers that the hub has ended.", labels=["reason"]
-        )
-        ended.add_metric(["lagged"], now.lagged)
-        yield from (policies, skipped, ended)
-        gauges = (
-            ("wayside_lag_records", "Records that the follower furthest behind has yet to be given.", now.lag_records),
+
+    def _of_store(self, now: Statistics) -> Iterable[Metric]:
+        failed = "1 when the store has failed and nothing is acknowledged."
+        for name, text, value in (
             ("wayside_streams", "Streams that exist.", now.streams),
             ("wayside_store_bytes", "Bytes of the store on disk.", now.store_bytes),
             ("wayside_uncommitted_bytes", "Bytes of records that wait for the disk.", now.uncommitted_bytes),
             ("wayside_cached_bytes", "Bytes of recent records in memory.", now.cached_bytes),
-            (
-                "wayside_store_failed",
-                "1 when the store has failed and nothing is acknowledged.",
-                int(bool(self._log.failed)),
-            ),
-        )
-        for name, text, value in gauges:
+            ("wayside_store_failed", failed, int(bool(self._log.failed))),
+        ):
             yield GaugeMetricFamily(name, text, value=value)
-        yield from self._of_calls()
-        yield from self._of_groups()
-        yield from self._of_subscriptions()
+
+    def _of_delays(self) -> Iterable[Metric]:
         late = self._delaying
         yield GaugeMetricFamily("wayside_delayed_waiting", "Delayed records that are not due yet.", value=late.waiting)
         delayed = CounterMetricFamily("wayside_delayed", "Delayed records that were due.", labels=["outcome"])
         delayed.add_metric(["appended"], late.appended)
         delayed.add_metric(["dropped"], late.dropped)
         yield delayed
-        if self.shared is not None:
-            yield GaugeMetricFamily("wayside_connections", "Open connections.", value=len(self.shared.connections))
-            responses = CounterMetricFamily("wayside_responses", "HTTP answers by class of status.", labels=["status"])
-            for digit, number in enumerate(self.shared.responses):
-                if digit:
-                    responses.add_metric([f"{digit}xx"], number)
-            yield responses
 
     def _of_subscriptions(self) -> Iterable[Metric]:
         now = self._subscriptions.statistics()
@@ -283,6 +257,40 @@ class Operations:
             if (behind := lags[name]) is not None:
                 lag.add_metric([name], behind)
         yield from (events, states, dead, members, lag)
+
+
+def _of_followers(now: Statistics) -> Iterable[Metric]:
+    deliveries = CounterMetricFamily("wayside_deliveries", "Records given to readers.", labels=["pattern"])
+    for pattern, number in now.deliveries.items():
+        deliveries.add_metric([pattern], number)
+    followers = GaugeMetricFamily("wayside_followers", "Readers that wait for more.", labels=["pattern"])
+    for pattern, number in now.followers.items():
+        followers.add_metric([pattern], number)
+    policies = GaugeMetricFamily("wayside_policy_followers", "The same, by delivery policy.", labels=["policy"])
+    policies.add_metric(["catch-up"], sum(now.followers.values()) - sum(now.policies.values()))
+    for policy, number in now.policies.items():
+        policies.add_metric([policy], number)
+    skipped = CounterMetricFamily(
+        "wayside_followers_skipped_records", "Records that a delivery policy did not let through.", labels=["policy"]
+    )
+    for policy, number in now.skipped.items():
+        skipped.add_metric([policy], number)
+    ended = CounterMetricFamily(
+        "wayside_followers_disconnected", "Followers that the hub has ended.", labels=["reason"]
+    )
+    ended.add_metric(["lagged"], now.lagged)
+    lag = "Records that the follower furthest behind has yet to be given."
+    yield from (deliveries, followers, policies, skipped, ended)
+    yield GaugeMetricFamily("wayside_lag_records", lag, value=now.lag_records)
+
+
+def _of_connections(shared: Shared) -> Iterable[Metric]:
+    yield GaugeMetricFamily("wayside_connections", "Open connections.", value=len(shared.connections))
+    responses = CounterMetricFamily("wayside_responses", "HTTP answers by class of status.", labels=["status"])
+    for digit, number in enumerate(shared.responses):
+        if digit:
+            responses.add_metric([f"{digit}xx"], number)
+    yield responses
 
 
 def _script(name: str, exchange: Exchange) -> None:

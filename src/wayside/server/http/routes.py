@@ -35,7 +35,7 @@ from wayside.streams.delayed import Delaying
 from wayside.streams.presence import Presence
 from wayside.webhooks.subscriptions import Subscriptions
 
-Reader = Callable[..., None]
+Read = Callable[..., None]
 """Answers a read: given the exchange, the stream, and ``first``, a position before which nothing is for readers."""
 
 STREAMS = "/v1/stream/"
@@ -185,15 +185,15 @@ class Routes:
     def _group(self, request: Request, name: str, base: str) -> Handler:
         groups = self._groups
         name, _, action = name.partition("/")
-        if action and action not in GROUP_ACTIONS:
+        if action and action not in consumer_groups.ACTIONS:
             raise NotFound(
-                f"A group has {', '.join(f'/{each}' for each in GROUP_ACTIONS)}, and nothing at /{action[:80]}.",
+                f"A group has {', '.join(f'/{each}' for each in consumer_groups.ACTIONS)}, and nothing at /{action[:80]}.",
                 code="not-found",
             )
         if request.method not in _allowed(request.path).split(", "):
             raise _not_allowed(request, _allowed(request.path))
         if action:
-            act = GROUP_ACTIONS[action][1]
+            act = consumer_groups.ACTIONS[action][1]
             return lambda exchange: act(exchange, groups, name)
         if not name:
             return lambda exchange: consumer_groups.list_groups(exchange, groups)
@@ -259,7 +259,7 @@ class Routes:
         reader = read
         return lambda exchange: presence.events(exchange, there, path, reader)
 
-    def _reader(self, request: Request, *, as_stream: bool) -> Reader | None:
+    def _reader(self, request: Request, *, as_stream: bool) -> Read | None:
         """What reads a stream as the headers choose; None where they choose nothing, and it is no stream to read."""
         log = self._log
         headers = request.headers
@@ -305,8 +305,6 @@ def _one_offset(request: Request) -> None:
         )
 
 
-GROUP_ACTIONS = dict(sorted({**consumer_groups.CLAIM_ACTIONS, **consumer_groups.ACTIONS}.items()))
-"""What is below a group: its method, and what answers it."""
 _ALLOW = (
     (STREAMS, "GET", "GET, HEAD, PUT, POST, DELETE"),
     (SERVICES, "GET", "GET, POST"),
@@ -322,8 +320,8 @@ _ALLOW = (
 
 def _allowed(path: str) -> str:
     """Methods of what is at a path, as ``Allow`` has them."""
-    if path.startswith(GROUPS) and (action := path[len(GROUPS) :].partition("/")[2]) in GROUP_ACTIONS:
-        return f"{GROUP_ACTIONS[action][0]}, OPTIONS"
+    if path.startswith(GROUPS) and (action := path[len(GROUPS) :].partition("/")[2]) in consumer_groups.ACTIONS:
+        return f"{consumer_groups.ACTIONS[action][0]}, OPTIONS"
     if path.startswith(STREAMS + durable_streams.CONTROL):
         return durable_streams.allowed(path[len(STREAMS) :])
     for start, root, below in _ALLOW:

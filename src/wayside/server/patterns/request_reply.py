@@ -25,16 +25,13 @@ from wayside.core.codecs import Payload, transcode
 from wayside.core.errors import BadRequest, CallFailed, CallTimedOut, Conflict, NotAcceptable, Overloaded, Refusal
 from wayside.core.records import Spool, require_size
 from wayside.server.call_streams import CallStream, open_call_stream
-from wayside.server.exchange import Exchange, limit_of, once_there, preferred_wait_s, quote_header
+from wayside.server.exchange import JSON_HEAD, Exchange, limit_of, once_there, preferred_wait_s, quote_header
 from wayside.streams.contract import StreamView
 
-CALLS_URL = "/v1/call/"
 RETRY_AFTER_S = 1
 """When a poll for the end of a call makes sense again."""
 Events = Callable[..., None]
 """Answers with a stream from ``first`` on; ``fields`` are header fields to add."""
-
-_JSON = b"Content-Type: application/json\r\nCache-Control: no-store\r\n"
 
 
 def call_service(exchange: Exchange, calls: Calls, name: str, base: str, events: Events | None) -> None:
@@ -226,7 +223,7 @@ class _Waiting:
         location = quote_header(f"{self._base}{call.id}").encode("latin-1")
         applied = b"respond-async" if self._wait_s is None else b"respond-async, wait=%d" % self._wait_s
         head = b"Location: %b\r\nRetry-After: %d\r\nPreference-Applied: %b\r\n" % (location, RETRY_AFTER_S, applied)
-        self._exchange.respond(202, head + _JSON, msgspec.json.encode(call.status()))
+        self._exchange.respond(202, head + JSON_HEAD, msgspec.json.encode(call.status()))
 
     def _lost(self) -> None:
         self._calls.abandon(self._leave())
@@ -313,7 +310,7 @@ def read_status(exchange: Exchange, calls: Calls, identity: str, wait_s: float |
         if result and call.final:
             answer_result(exchange, call)
             return
-        head = _JSON
+        head = JSON_HEAD
         if not call.final:
             head += b"Retry-After: %d\r\n" % RETRY_AFTER_S
         if wait_s is not None:
@@ -358,7 +355,7 @@ def cancel(exchange: Exchange, calls: Calls, identity: str) -> None:
         elif result.state is not State.CANCELLED:
             exchange.refuse(Conflict(f"Call {identity} has ended: it cannot be cancelled.", code="call-ended"))
         else:
-            exchange.respond(200, _JSON, msgspec.json.encode(result.status()))
+            exchange.respond(200, JSON_HEAD, msgspec.json.encode(result.status()))
 
     def found(call: Call) -> None:
         if call.state is State.CANCELLED:
@@ -383,18 +380,18 @@ def list_calls(exchange: Exchange, calls: Calls) -> None:
     ]
     found.sort(key=lambda call: call.created_ms, reverse=True)
     body = msgspec.json.encode({"calls": [call.status() for call in found[:limit]], "found": len(found)})
-    exchange.respond(200, _JSON, body)
+    exchange.respond(200, JSON_HEAD, body)
 
 
 def list_services(exchange: Exchange, calls: Calls) -> None:
     """Answer with the services that are known."""
     body = msgspec.json.encode({"services": [_describe(s) for _, s in sorted(calls.services.items())]})
-    exchange.respond(200, _JSON, body)
+    exchange.respond(200, JSON_HEAD, body)
 
 
 def describe_service(exchange: Exchange, calls: Calls, name: str) -> None:
     """Answer with one service."""
-    exchange.respond(200, _JSON, msgspec.json.encode(_describe(calls.service(name))))
+    exchange.respond(200, JSON_HEAD, msgspec.json.encode(_describe(calls.service(name))))
 
 
 def _describe(service: Service) -> dict[str, Any]:
@@ -414,4 +411,4 @@ def _describe(service: Service) -> dict[str, Any]:
 
 def renew_lease(exchange: Exchange, leases: Leases, worker: str) -> None:
     """Answer a worker's sign of life."""
-    exchange.respond(200, _JSON, msgspec.json.encode({"lease_s": leases.renew(worker)}))
+    exchange.respond(200, JSON_HEAD, msgspec.json.encode({"lease_s": leases.renew(worker)}))

@@ -19,7 +19,7 @@ from wayside.core.records import (
     is_reserved,
     require_public,
 )
-from wayside.server.exchange import Exchange, Request, limit_of, origin_of, quote_header, unquote_path
+from wayside.server.exchange import JSON_HEAD, Exchange, Request, limit_of, origin_of, quote_header, unquote_path
 from wayside.streams.contract import Log, StreamView
 
 
@@ -69,7 +69,7 @@ def list_streams(exchange: Exchange, log: Log) -> None:
             "next": infos[-1].path if len(infos) == limit else None,
         }
     )
-    exchange.respond(200, b"Content-Type: application/json\r\nCache-Control: no-store\r\n", body)
+    exchange.respond(200, JSON_HEAD, body)
 
 
 def _public(log: Log, prefix: str, after: str, limit: int) -> list[StreamInfo]:
