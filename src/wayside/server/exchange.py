@@ -2,7 +2,8 @@
 
 The HTTP server and the ASGI adapter each implement :class:`Exchange`; a pattern does not know which one
 it talks to. ``headers`` of an answer are complete field lines, each ended by CRLF, because most of them
-never change and are made once.
+never change and are made once. Behind it stands what patterns have in common: where a read begins, what its answer says
+of the stream, how a read waits, and how an answer goes on when something else has been done first.
 """
 
 from __future__ import annotations
