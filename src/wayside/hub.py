@@ -32,7 +32,7 @@ from wayside.groups.webhook import GroupPush
 from wayside.inprocess import InProcess
 from wayside.server.http.asgi import AsgiApp
 from wayside.server.http.listener import Server
-from wayside.server.http.metrics import Operations
+from wayside.server.http.operations import Operations
 from wayside.server.http.routes import Routes
 from wayside.server.patterns.multiplexing import Connections
 from wayside.storage.embedded.files import CHECKED_VFS
@@ -295,7 +295,7 @@ class Hub(InProcess, Subscribing):
         """Listen with the hub's own server; returns it once it does. Raises OSError where it cannot."""
         await self.start()
         server = Server(self.routes.resolve, self.limits, self.directory)
-        self.operations.shared = server.shared
+        self.operations.listening(server.shared)
         await server.start(host, port)
         return server
 

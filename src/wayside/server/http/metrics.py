@@ -1,34 +1,21 @@
-"""Operations: health, readiness, metrics (Prometheus), the OpenAPI document, the client for browsers, a page that says what
-is here."""
+"""Metrics in the text format of Prometheus: what the hub has done and holds, read off its parts when somebody asks."""
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from functools import cache, partial
-from importlib import resources
 from itertools import accumulate
 from typing import Protocol
 
-import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from wayside.calls.queue import ServiceSpec
 from wayside.calls.services import Calls
 from wayside.core.engine import Statistics
 from wayside.groups.registry import Groups
-from wayside.server.exchange import JSON_HEAD, Exchange, matches
 from wayside.server.http.shared import Shared
-from wayside.server.openapi.document import document
 from wayside.streams.delayed import Delaying
 from wayside.webhooks.subscriptions import Subscriptions
-
-_TEXT = b"Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n"
-_MODULE = b"Content-Type: text/javascript; charset=utf-8\r\nCache-Control: no-cache\r\nVary: Origin\r\n"
-_SCRIPTS = ("wayside.js", "wayside/connection.js", "wayside/msgpack.js")
-"""Of wayside.client.browser: a module and what it imports."""
 
 
 class Observed(Protocol):
@@ -65,95 +52,32 @@ class Buckets:
         )
 
 
-class Operations:
-    """What runs the hub beside its streams."""
+class Metrics:
+    """Figures of one hub, gathered when they are asked for."""
 
     def __init__(
-        self,
-        log: Observed,
-        version: str,
-        calls: Calls,
-        groups: Groups,
-        delaying: Delaying,
-        subscriptions: Subscriptions,
+        self, log: Observed, calls: Calls, groups: Groups, delaying: Delaying, subscriptions: Subscriptions
     ) -> None:
         self._log = log
         self._calls = calls
         self._groups = groups
         self._delaying = delaying
         self._subscriptions = subscriptions
-        self._version = version
         self.shared: Shared | None = None
         """What the connections of the hub's own server share, once it listens."""
-        self.ready = False
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._commit_s = Buckets(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1, 5)
         self._commit_appends = Buckets(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
         log.on_commit = self._on_commit
-        self._openapi = b""
-        self._described: list[ServiceSpec] | None = None
-        """What ``_openapi`` was made of."""
-        self._pages: dict[str, Callable[[Exchange], None]] = {
-            "/": self._index,
-            "/healthz": self._healthz,
-            "/readyz": self._readyz,
-            "/metrics": self._metrics,
-            "/openapi.json": self._openapi_json,
-            **{f"/{name}": partial(_script, name) for name in _SCRIPTS},
-        }
-
-    def find(self, path: str) -> Callable[[Exchange], None] | None:
-        return self._pages.get(path)
 
     def _on_commit(self, seconds: float, appends: int) -> None:
         self._commit_s.observe(seconds)
         self._commit_appends.observe(appends)
 
-    def _index(self, exchange: Exchange) -> None:
-        text = (
-            f"Wayside {self._version}\n\n"
-            "Streams       /v1/stream/          list\n"
-            "One stream    /v1/stream/NAME      PUT creates, POST appends, GET reads, HEAD tells, DELETE deletes\n"
-            "Services      /v1/service/         list\n"
-            "One service   /v1/service/NAME     POST calls it, GET tells\n"
-            "Calls         /v1/call/            list\n"
-            "One call      /v1/call/ID          GET reads, DELETE cancels; /v1/call/ID/result is the bare result\n"
-            "Groups        /v1/group/           list\n"
-            "One group     /v1/group/NAME       PUT makes it, GET tells, DELETE forgets it\n"
-            "Its records   /v1/group/NAME/claim POST takes some, and settles them at /v1/group/NAME/ack\n"
-            "Presence      /v1/presence/NAME    who follows a stream; GET with offset: joins and leaves\n"
-            "Uploads       /v1/upload/          POST begins one (tus 1.0.0)\n"
-            "Many at once  /v1/connect          a WebSocket\n"
-            "Operations    /healthz  /readyz  /metrics  /openapi.json\n"
-            "In a browser  /wayside.js            import { connect } from it\n"
-        )
-        exchange.respond(200, _TEXT, text.encode())
-
-    def _healthz(self, exchange: Exchange) -> None:
-        exchange.respond(200, JSON_HEAD, b'{"status":"ok"}')
-
-    def _readyz(self, exchange: Exchange) -> None:
-        reason = self._log.failed
-        if reason is None and (not self.ready or (self.shared is not None and self.shared.draining)):
-            reason = "stopping" if self.shared is not None and self.shared.draining else "starting"
-        if reason is None:
-            exchange.respond(200, JSON_HEAD, b'{"status":"ready"}')
-        else:
-            exchange.respond(503, JSON_HEAD, msgspec.json.encode({"status": "not ready", "reason": reason}))
-
-    def _metrics(self, exchange: Exchange) -> None:
-        exchange.respond(
-            200, b"Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n", generate_latest(self._registry)
-        )
-
-    def _openapi_json(self, exchange: Exchange) -> None:
-        services = [service for _, service in sorted(self._calls.services.items())]
-        specs = [service.spec for service in services]
-        if specs != self._described:  # the same objects, while nothing is declared anew
-            self._openapi = msgspec.json.encode(document(self._version, services))
-            self._described = specs
-        exchange.respond(200, JSON_HEAD, self._openapi)
+    def text(self) -> bytes:
+        """All of them, in the text format of Prometheus."""
+        return generate_latest(self._registry)
 
     def collect(self) -> Iterable[Metric]:
         """Figures of now, for Prometheus."""
@@ -291,19 +215,3 @@ def _of_connections(shared: Shared) -> Iterable[Metric]:
         if digit:
             responses.add_metric([f"{digit}xx"], number)
     yield responses
-
-
-def _script(name: str, exchange: Exchange) -> None:
-    """Answer with a module of the client for browsers; browsers ask each time whether it has changed."""
-    body, etag = _script_and_tag(name)
-    headers = _MODULE + b"ETag: %b\r\n" % etag.encode()
-    if matches(exchange.request.headers.get("if-none-match"), etag):
-        exchange.respond(304, headers)
-    else:
-        exchange.respond(200, headers, body)
-
-
-@cache
-def _script_and_tag(name: str) -> tuple[bytes, str]:
-    body = resources.files("wayside").joinpath("client", "browser", name).read_bytes()
-    return body, f'"{hashlib.sha256(body).hexdigest()[:16]}"'

@@ -14,7 +14,7 @@ from wayside.core.records import is_reserved, require_path, require_public
 from wayside.groups.registry import Groups
 from wayside.server.exchange import Exchange, Handler, Request, member_of, preferred_wait_s
 from wayside.server.http.head import PREFLIGHT
-from wayside.server.http.metrics import Operations
+from wayside.server.http.operations import Operations
 from wayside.server.patterns import (
     consumer_groups,
     durable_streams,
