@@ -349,8 +349,8 @@ class ChannelWorker:
     __slots__ = ("_calls", "_leases", "_put", "_settle", "worker")
 
     def __init__(self, peer: Channelling, calls: Calls, leases: Leases) -> None:
-        self._put = peer.put
-        self._settle = peer.settle
+        self._put: Callable[[Any], None] = peer.put
+        self._settle: Callable[[], None] = peer.settle
         self._calls = calls
         self._leases = leases
         self.worker: Worker | None = None
@@ -360,6 +360,11 @@ class ChannelWorker:
         worker, self.worker = self.worker, None
         if worker is not None and worker.link is self:
             worker.link = None
+
+    def stop(self) -> None:
+        """The client is gone. Its connection is let go of: each held the other."""
+        self.detach()
+        self._put, self._settle = _unheard, _nothing
 
     def take_work(self, frame: f.WorkFrame) -> None:
         calls, leases = self._calls, self._leases
@@ -444,3 +449,11 @@ class ChannelWorker:
             for call in list(worker.held.values()):  # on their way to it when it stopped
                 self._calls.hand_back(worker, call.id, call.attempt, lambda _result: None)
             self._leases.leave(worker, "it stopped")
+
+
+def _unheard(_frame: Any) -> None:
+    return None
+
+
+def _nothing() -> None:
+    return None

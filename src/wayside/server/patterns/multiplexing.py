@@ -454,7 +454,7 @@ class Peer:
         self._connections.peers.discard(self)
         self._wire = None
         self._held.clear()
-        self._working.detach()  # first: what ends now gives its places to others
+        self._working.stop()  # first: what ends now gives its places to others
         channels, self._channels = self._channels, {}
         for entry in channels.values():
             guarded(entry.stop)
