@@ -398,6 +398,7 @@ class HeldRead:
             self._forget = stream.wait(self._woken)
 
     def _leave(self) -> None:
+        self._exchange.on_lost = self._exchange.on_drain = None  # each held the other
         self._timer.cancel()
         self._forget()
         if self._release is not None:
@@ -405,7 +406,6 @@ class HeldRead:
 
     def _end(self) -> None:
         self._leave()
-        self._exchange.on_drain = None
         self._answer()
 
 
