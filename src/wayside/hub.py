@@ -37,7 +37,7 @@ from wayside.groups.webhook import GroupPush
 from wayside.link.connection import Channels, Local
 from wayside.server.http.asgi import AsgiApp
 from wayside.server.http.listener import Server
-from wayside.server.http.metrics import Operations
+from wayside.server.http.operations import Operations
 from wayside.server.http.routes import Routes
 from wayside.server.patterns.multiplexing import Connections
 from wayside.storage.embedded.engine import EmbeddedEngine
@@ -412,8 +412,8 @@ class Hub:
     async def serve(self, host: str = "127.0.0.1", port: int = 7070) -> Server:
         """Listen with the hub's own server; returns it once it does. Raises OSError where it cannot."""
         await self.start()
-        server = Server(self.routes, self.limits, self.directory)
-        self.operations.server = server
+        server = Server(self.routes.resolve, self.limits, self.directory)
+        self.operations.listening(server.shared)
         await server.start(host, port)
         return server
 
