@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from wayside.calls.call import Outcome
 from wayside.client.calls import CallHandle
 from wayside.client.client import Client
 from wayside.client.member import Pace
@@ -20,8 +21,8 @@ from wayside.core.limits import Limits
 from wayside.hub import Hub, Parts, detach
 from wayside.link.connection import Channels
 from wayside.testing.clock import ManualClock
-from wayside.testing.points import Handlers, Place, Reached, finish_at_point, pointed
-from wayside.testing.workers import TestConnection, TestWorker
+from wayside.testing.points import Handlers, Place, Reached, pointed
+from wayside.testing.workers import Link, TestWorker
 
 __all__ = ["TestHub"]
 
@@ -66,8 +67,8 @@ class TestHub:
         except RuntimeError as error:
             raise RuntimeError("This hub was used before: a TestHub has to be its first use.") from error
         self.clock = clock or ManualClock()
-        self._connection = TestConnection(self)
-        self.client = Client(Channels(self._connection, retry_s=None), pace=Pace(self.clock))
+        self._link = Link(self)
+        self.client = Client(Channels(self._link, retry_s=None), pace=Pace(self.clock))
         self.reached: list[Reached] = []
         self.workers: list[TestWorker] = []
         self.up = False
@@ -139,7 +140,13 @@ class TestHub:
         hub.subscribers.wrap = partial(pointed, place=place)
         hub.worker.runner.handlers = Handlers(hub.handlers, place)
         hub.worker.worker.stopping = not self._local
-        finish_at_point(hub.worker, place)
+        finish = hub.worker.finish
+
+        def finish_there(call: str, attempt: int, outcome: Outcome) -> None:
+            if not place.reach("before-finish"):
+                finish(call, attempt, outcome)
+
+        setattr(hub.worker, "finish", finish_there)  # noqa: B010 - a method
         hub.calls._random.seed(0)  # the same delays in each run
         await hub.start()
         self.up = True
@@ -218,7 +225,7 @@ class TestHub:
 
     def _drop(self, reason: str) -> None:
         """Break all connections to the hub."""
-        self._connection.drop(reason)
+        self._link.drop(reason)
         for worker in self.workers:
             worker.drop(reason)
 

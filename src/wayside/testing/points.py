@@ -11,11 +11,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
-from wayside.calls.call import Outcome
 from wayside.calls.runner import Handler
 from wayside.core.signature import Signature
 
-__all__ = ["Crashed", "Handlers", "Noting", "Place", "Reached", "finish_at_point", "point", "pointed"]
+__all__ = ["Crashed", "Handlers", "Noting", "Place", "Reached", "point", "pointed"]
 
 
 class Crashed(asyncio.CancelledError):
@@ -97,18 +96,6 @@ class Handlers(Mapping[str, Handler]):
         handler = copy.copy(self._handlers[name])
         handler.function = pointed(handler, self._place)
         return handler
-
-
-def finish_at_point(worker: Any, place: Place) -> None:
-    """Have a worker come to ``before-finish`` before it says how an attempt has ended; one that was crashed there says
-    nothing."""
-    finish: Callable[[str, int, Outcome], None] = worker.finish
-
-    def finish_there(call: str, attempt: int, outcome: Outcome) -> None:
-        if not place.reach("before-finish"):
-            finish(call, attempt, outcome)
-
-    worker.finish = finish_there
 
 
 class Runs(Protocol):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
+from wayside.calls.call import Outcome
 from wayside.calls.runner import Runner
 from wayside.client.member import Pace
 from wayside.client.subscriber import Subscribers
@@ -14,9 +15,9 @@ from wayside.core.errors import Fenced
 from wayside.hub import Hub
 from wayside.link.connection import Local
 from wayside.testing.clock import ManualClock
-from wayside.testing.points import Handlers, Noting, Place, finish_at_point, pointed
+from wayside.testing.points import Handlers, Noting, Place, pointed
 
-__all__ = ["TestConnection", "TestWorker"]
+__all__ = ["Link", "TestWorker"]
 
 RENEWALS = 3
 """Of a lease, in its time: as :mod:`wayside.client.worker` has it."""
@@ -33,28 +34,20 @@ class Stage(Noting, Protocol):
     async def settle(self) -> None: ...
 
 
-class TestConnection:
+class Link(Local):
     """A connection to the test's hub that can be cut, and held up."""
 
-    __test__ = False
-
     def __init__(self, test: Stage) -> None:
-        self._local = Local(lambda wire: test.hub.connections.enter_local(wire))
+        super().__init__(lambda wire: test.hub.connections.enter_local(wire))
         self._test = test
         self.down = False
         self.stalled = False
         self._late: list[Callable[[], None]] = []
 
-    @property
-    def connected(self) -> bool:
-        return self._local.connected
-
     async def open(self, take: Callable[[list[Any]], None], lost: Callable[[str], None]) -> None:
         if self.down or not self._test.up:
             raise OSError("the test has cut it")
-        await self._local.open(
-            lambda frames: self._then(partial(take, frames)), lambda why: self._then(partial(lost, why))
-        )
+        await super().open(lambda frames: self._then(partial(take, frames)), lambda why: self._then(partial(lost, why)))
 
     def _then(self, do: Callable[[], None]) -> None:
         if self.stalled:
@@ -63,14 +56,7 @@ class TestConnection:
             do()
 
     def send(self, frames: list[Any]) -> None:
-        self._then(partial(self._local.send, frames))
-
-    def drop(self, reason: str) -> None:
-        """Break it, as a network may."""
-        self._local.drop(reason)
-
-    async def close(self) -> None:
-        await self._local.close()
+        self._then(partial(super().send, frames))
 
     def go_on(self) -> None:
         self.stalled = False
@@ -101,6 +87,16 @@ class _Renewal:
         self.next_at = float("inf")
 
 
+class _Member(Remote):
+    """A worker whose end of an attempt is a point."""
+
+    place: Place
+
+    def finish(self, call: str, attempt: int, outcome: Outcome) -> None:
+        if not self.place.reach("before-finish"):
+            super().finish(call, attempt, outcome)
+
+
 class TestWorker:
     """A worker in the test's process, as ``wayside work`` would be another. Made by :meth:`TestHub.worker`."""
 
@@ -118,12 +114,12 @@ class TestWorker:
         self.name = name
         self.crashed = False
         self._test = test
-        self._connection = TestConnection(test)
+        self._link = Link(test)
         self._renewal: _Renewal | None = None
         place = Place(test, name, self.crash)
         handlers = Handlers(test.hub.handlers, place, services)
-        self._remote = Remote("http://test", handlers, capacity=capacity, link=self._connection, lease=self._renew_by)
-        finish_at_point(self._remote, place)
+        self._remote = _Member("http://test", handlers, capacity=capacity, link=self._link, lease=self._renew_by)
+        self._remote.place = place
         self._remote.id = self.id = identity
         client = self._remote.client()
         client.pace = self.pace = Pace(test.clock)
@@ -152,7 +148,7 @@ class TestWorker:
 
     @property
     def stalled(self) -> bool:
-        return self._connection.stalled
+        return self._link.stalled
 
     @property
     def lives(self) -> bool:
@@ -178,42 +174,42 @@ class TestWorker:
     def crash(self) -> None:
         """Kill it: its connection and its handlers are gone at once, and its lease runs out."""
         self.crashed = True
-        self._connection.down = True
-        self._connection.stalled = False
+        self._link.down = True
+        self._link.stalled = False
         self.subscribers.close()
         for call, attempt in self.running:
             self._remote.runner.cancel(call, attempt)
-        self._connection.drop("the worker crashed")
+        self._link.drop("the worker crashed")
 
     def stall(self) -> None:
         """Stop it, as SIGSTOP does: nothing comes from it and nothing is heard, nor is its lease renewed."""
-        self._connection.stalled = True
+        self._link.stalled = True
 
     async def resume(self) -> None:
         """Go on after :meth:`stall`."""
-        self._connection.go_on()
+        self._link.go_on()
         await self.connect()
         self.renew()
         await self._test.settle()
 
     def disconnect(self) -> None:
         """Break its connection; its lease is renewed all the same."""
-        self._connection.down = True
+        self._link.down = True
         self.drop("the test has cut it")
 
     def drop(self, reason: str) -> None:
         """Break its connection; it makes another."""
-        self._connection.drop(reason)
+        self._link.drop(reason)
 
     async def reconnect(self) -> None:
         """Connect again."""
-        self._connection.down = False
+        self._link.down = False
         await self.connect()
         await self._test.settle()
 
     async def connect(self) -> None:
         """Connect, where it is not connected and can be."""
-        if not (self.crashed or self.stalled or self._connection.down or self._connection.connected):
+        if not (self.crashed or self.stalled or self._link.down or self._link.connected):
             await self._remote.reconnect()
 
     async def stop(self, seconds: float = 0.0) -> None:
