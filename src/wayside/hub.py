@@ -45,10 +45,9 @@ from wayside.storage.memory import MemoryEngine
 from wayside.streams.delayed import Delaying
 from wayside.streams.presence import Presence
 from wayside.streams.streams import Streams
-from wayside.webhooks.post import Direct
+from wayside.webhooks.post import Poster
 from wayside.webhooks.standard import Webhooks
 from wayside.webhooks.subscriptions import Subscriptions
-from wayside.webhooks.wakes import Poster
 
 __all__ = ["Hub", "package_version"]
 
@@ -160,20 +159,30 @@ class Hub(InProcess, Subscribing):
         push, timers = self.group_push, self.calls.timers
         if push is None:
             return Groups(self.log, self.clock, timers)
-        return Groups(self.log, self.clock, timers, push.check, push.specified)
+        return Groups(self.log, self.clock, timers, push.webhooks.check, push.specified)
+
+    @functools.cached_property
+    def poster(self) -> Poster:
+        """What makes requests to URLs that others chose: for callbacks, groups and subscriptions."""
+        return Poster(allow_private=self.webhook_private)
+
+    @functools.cached_property
+    def webhooks(self) -> Webhooks | None:
+        """What is signed after Standard Webhooks; None without a secret to sign with."""
+        if not self.webhook_secrets:
+            return None
+        return Webhooks(self.poster, secrets=self.webhook_secrets, clock=self.clock, timers=self.calls.timers)
 
     @functools.cached_property
     def group_push(self) -> GroupPush | None:
         """What pushes for groups; None without a secret to sign with."""
-        if not self.webhook_secrets:
+        if self.webhooks is None:
             return None
-        transport = Direct(allow_private=self.webhook_private)
-        private, secrets = self.webhook_private, self.webhook_secrets
 
         def put(name: str, spec: GroupSpec, done: Done) -> None:
             self.groups.put(name, spec, done)  # which are given what pushes for them
 
-        return GroupPush(self.clock, put, secrets=secrets, allow_private=private, transport=transport)
+        return GroupPush(put, self.webhooks, self.calls.timers)
 
     @functools.cached_property
     def connections(self) -> Connections:
@@ -199,16 +208,12 @@ class Hub(InProcess, Subscribing):
     @functools.cached_property
     def subscriptions(self) -> Subscriptions:
         """Those of the Durable Streams protocol."""
-        post = Poster(allow_private=self.webhook_private)
-        timers, private = self.calls.timers, self.webhook_private
-        return Subscriptions(self.log, timers, self.clock, post=post, allow_private=private)
+        return Subscriptions(self.log, self.calls.timers, self.clock, self.poster)
 
     @functools.cached_property
     def keeping(self) -> Keeping:
-        secrets, clock = self.webhook_secrets, self.clock
-        webhooks = Webhooks(secrets=secrets, allow_private=self.webhook_private, clock=clock) if secrets else None
         calls = self.calls
-        keeping = Keeping(calls, self.leases, webhooks)
+        keeping = Keeping(calls, self.leases, self.webhooks)
         calls.on_declared, calls.check_callback = keeping.declared, keeping.check
         calls.attempts.on_ending, calls.attempts.on_ended = keeping.ending, keeping.ended
         return keeping
@@ -279,6 +284,7 @@ class Hub(InProcess, Subscribing):
                 self.connections.stop()
                 if self.group_push is not None:
                     self.group_push.stop()
+                self.poster.close()
                 self.groups.stop()
                 self.calls.stop()
                 await self.log.close()

@@ -18,7 +18,7 @@ from wayside.groups.group import Group
 from wayside.groups.webhook import headers_of
 from wayside.hub import Hub
 from wayside.link.frames import Part
-from wayside.webhooks.post import Answer
+from wayside.webhooks.post import WebhookResponse
 from wayside.webhooks.standard import verify
 
 SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -178,15 +178,14 @@ async def test_other_settings_repeat_no_request(hub: Hub, receiver: Receiver) ->
 async def test_a_transport_that_breaks_costs_attempts_and_no_room(hub: Hub, receiver: Receiver) -> None:
     """Whatever is raised is a failed attempt: others go on, and the record is dead in the end."""
     url = await receiver.start()
-    assert hub.group_push is not None
-    post = hub.group_push.transport
+    post = hub.poster.transport
 
-    def broken(url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    def broken(url: str, headers: Mapping[str, str], body: bytes, timeout_s: float) -> WebhookResponse:
         if body == b'{"n":1}':
             raise RuntimeError("broken")
-        return post(url, headers, body)
+        return post(url, headers, body, timeout_s)
 
-    hub.group_push.transport = broken
+    hub.poster.transport = broken
     group = await put(hub, url, webhook_concurrency=1, retries=2)
     await hub.publish("orders/eu", {"n": 1}, {"n": 2}, {"n": 3})
     await eventually(lambda: group.journal.state.counts["acked"] == 2 and group.journal.state.counts["dead"] == 1)

@@ -22,7 +22,7 @@ from wayside.calls.workers import Leases
 from wayside.core.callbacks import Done
 from wayside.core.errors import BadRequest, Refusal
 from wayside.core.records import JSON, Append, Create, StreamConfig
-from wayside.webhooks.standard import Delivery, Outcome, Webhooks
+from wayside.webhooks.standard import DeliveryOutcome, DeliveryReport, Webhooks
 
 __all__ = ["Keeping"]
 
@@ -94,11 +94,6 @@ class Keeping:
                 at = batch.end
                 for record in batch.records:
                     yield record
-
-    def wake(self) -> None:
-        """Send what is due: for whoever moves the clock by hand."""
-        if self._webhooks is not None:
-            self._webhooks.wake()
 
     async def stop(self) -> None:
         self._stopped = True
@@ -172,11 +167,11 @@ class Keeping:
             else:
                 self._append(CALLBACKS, _Callback(call.id, outcome=refusal.code))
 
-    def _sent(self, identity: str, delivery: Delivery) -> None:
-        if delivery.outcome is not Outcome.STOPPING and not self._stopped:
-            self._append(CALLBACKS, _Callback(identity, outcome=delivery.outcome.value))
-            if delivery.outcome is not Outcome.DELIVERED:
-                _log.warning("callback failed", call=identity, outcome=delivery.outcome.value, detail=delivery.detail)
+    def _sent(self, identity: str, report: DeliveryReport) -> None:
+        if report.outcome is not DeliveryOutcome.STOPPING and not self._stopped:
+            self._append(CALLBACKS, _Callback(identity, outcome=report.outcome.value))
+            if report.outcome is not DeliveryOutcome.DELIVERED:
+                _log.warning("callback failed", call=identity, outcome=report.outcome.value, detail=report.detail)
 
     def _resend(self, identity: str) -> None:
         async def resend() -> None:

@@ -290,7 +290,6 @@ class TestHub:
                     worker.renew()
             for each in timers:
                 each.run()
-            self.hub.keeping.wake()
             self.hub.log.upkeep.expire(self.clock.wall_ms())
             await self._calm(patience)
             if now >= end:
