@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.clock import ManualClock
 from tests.http.harness import eventually
 from tests.support import patch_constants
 from wayside.core.errors import BadRequest, Overloaded
@@ -157,6 +158,24 @@ async def test_no_more_requests_than_asked_for(hub: Hub, receiver: Receiver) -> 
     receiver.hold.set()
     await eventually(lambda: group.journal.state.counts["acked"] == 20)
     assert receiver.most == 3
+
+
+async def test_leases_last_as_long_as_requests(receiver: Receiver) -> None:
+    """A receiver may take longer than a lease: its record is not pushed to it again meanwhile."""
+    clock = ManualClock()
+    receiver.hold = asyncio.Event()
+    async with Hub("memory:", clock=clock, webhook_secrets=[SECRET], webhook_private=True) as hub:
+        group = await put(hub, await receiver.start(), lease_s=30, webhook_concurrency=2)
+        await hub.publish("orders/eu", *({"n": n} for n in range(3)))
+        await eventually(lambda: receiver.running == 2)
+        for _ in range(12):
+            clock.advance(10)
+            hub.calls.timers.run()
+            await told(group.journal.then)
+        assert group.journal.state.counts["delivered"] == 2
+        receiver.hold.set()
+        await eventually(lambda: group.journal.state.counts["acked"] == 3)
+        assert (len(receiver.got), group.journal.state.counts["failed"]) == (3, 0)
 
 
 async def test_other_settings_repeat_no_request(hub: Hub, receiver: Receiver) -> None:

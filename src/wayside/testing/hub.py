@@ -215,6 +215,8 @@ class TestHub:
         if "client" in parts:
             await parts["client"].close()
         parts["connections"].stop()
+        if "poster" in parts:
+            parts["poster"].close()
         await self._start()
 
     def _drop(self, reason: str) -> None:
