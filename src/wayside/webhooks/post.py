@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
@@ -27,6 +28,7 @@ from wayside.core.callbacks import guarded, report
 from wayside.core.errors import BadRequest
 
 __all__ = [
+    "Answered",
     "Direct",
     "NoResponse",
     "Poster",
@@ -298,54 +300,44 @@ def _exchange(channel: _Channel, target: Target, headers: Mapping[str, str], bod
 # -- whose turn it is
 
 
+Answered = Callable[[WebhookResponse | NoResponse], None]
+"""Is told what came of a request, once."""
+
+
+@dataclass(slots=True, eq=False)
 class Posting:
     """A request that was handed in."""
 
-    __slots__ = ("_body", "_done", "_headers", "_running", "_timeout_s", "url")
-
-    def __init__(
-        self,
-        url: str,
-        headers: Callable[[], Mapping[str, str]],
-        body: bytes,
-        timeout_s: float,
-        done: Callable[[WebhookResponse | NoResponse], None],
-    ) -> None:
-        self.url = url
-        self._headers = headers
-        self._body = body
-        self._timeout_s = timeout_s
-        self._done: Callable[[WebhookResponse | NoResponse], None] | None = done
-        self._running: asyncio.Future[WebhookResponse] | None = None
-
-    @property
-    def begun(self) -> bool:
-        return self._running is not None
+    url: str
+    headers: Callable[[], Mapping[str, str]]
+    body: bytes
+    timeout_s: float
+    done: Answered
+    running: asyncio.Future[WebhookResponse] | None = None
+    """What its thread ends with, once it has begun."""
+    cancelled: bool = False
 
     def cancel(self) -> bool:
         """Take it back, unless it has begun; returns whether that was so."""
-        if self._running is None:
-            self._done = None
-        return self._running is None
+        self.cancelled = self.running is None
+        return self.cancelled
 
 
+@dataclass(slots=True, eq=False)
 class _Receiver:
     """The host that requests go to."""
 
-    __slots__ = ("name", "running", "waiting")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.running = 0
-        self.waiting: deque[Posting] = deque()
+    name: str
+    running: int = 0
+    waiting: deque[Posting] = field(default_factory=deque)
 
 
 class Poster:
     """The requests of one hub. Used from one event loop.
 
-    Receivers have their turns one after the other, and one has no more threads than are free: so one that never answers
-    has half of them, two have a third each, and there is always one for the next (Choudhury and Hahne, "Dynamic Queue
-    Length Thresholds for Shared-Memory Packet Switches", 1998). ``allow_private`` lets requests go to any address: for
+    Receivers have their turns one after the other, and one is given no more threads than are free: so one that never
+    answers has half of them, two have a third each, and as many are left for all others (Choudhury and Hahne, "Dynamic
+    Queue Length Thresholds for Shared-Memory Packet Switches", 1998). ``allow_private`` lets requests go to any address: for
     tests, and for networks where whoever names a URL is trusted. ``transport`` makes a request: :class:`Direct` unless
     another is given.
     """
@@ -377,7 +369,7 @@ class Poster:
         headers: Callable[[], Mapping[str, str]],
         body: bytes,
         timeout_s: float,
-        done: Callable[[WebhookResponse | NoResponse], None],
+        done: Answered,
     ) -> Posting:
         """Post ``body`` to ``url`` when there is a thread for it; ``done`` is told what came of it, once, later, on the
         event loop. ``headers`` makes the header fields, in the thread, when the request goes out. What is not
@@ -399,7 +391,7 @@ class Poster:
         while self._free and not self._closed and passed < len(self._turns):
             receiver = self._turns.popleft()
             waiting = receiver.waiting
-            while waiting and waiting[0]._done is None:
+            while waiting and waiting[0].cancelled:
                 waiting.popleft()
             if waiting and receiver.running < self._free:
                 self._begin(receiver, waiting.popleft())
@@ -415,11 +407,11 @@ class Poster:
         self._free -= 1
         receiver.running += 1
         future = asyncio.get_running_loop().run_in_executor(self._threads, self._run, posting)
-        posting._running = future
+        posting.running = future
         future.add_done_callback(partial(self._ended, receiver, posting))
 
     def _run(self, posting: Posting) -> WebhookResponse:
-        return self.transport(posting.url, posting._headers(), posting._body, posting._timeout_s)
+        return self.transport(posting.url, posting.headers(), posting.body, posting.timeout_s)
 
     def _ended(self, receiver: _Receiver, posting: Posting, future: asyncio.Future[WebhookResponse]) -> None:
         self._free += 1
@@ -429,8 +421,7 @@ class Poster:
         if not isinstance(result, WebhookResponse | NoResponse):
             report(result, self.transport)
             result = NoResponse(f"{type(result).__name__}: {result}"[:DETAIL_CHARS_MAX])
-        assert posting._done is not None, "what has begun is not taken back"
-        guarded(partial(posting._done, result))
+        guarded(partial(posting.done, result))
         self._start()
 
     def _leave(self, receiver: _Receiver) -> None:
@@ -445,6 +436,6 @@ class Poster:
 
 async def ended(postings: Iterable[Posting], timeout_s: float) -> None:
     """Take back those that have not begun, and wait until the others are over and their callers know, for so long."""
-    running = [posting._running for posting in postings if not posting.cancel() and posting._running is not None]
+    running = [posting.running for posting in postings if not posting.cancel() and posting.running is not None]
     if running:
         await asyncio.wait(running, timeout=timeout_s)

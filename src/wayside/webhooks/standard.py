@@ -25,7 +25,7 @@ from wayside.core.clock import Clock
 from wayside.core.errors import BadRequest, Overloaded
 from wayside.core.records import JSON, require_size
 from wayside.core.schedule import Timer, Timers
-from wayside.webhooks.post import TIMEOUT_S, NoResponse, Poster, Posting, WebhookResponse, ended
+from wayside.webhooks.post import TIMEOUT_S, Answered, NoResponse, Poster, Posting, WebhookResponse, ended
 
 __all__ = [
     "DeliveryOutcome",
@@ -224,7 +224,7 @@ class Webhooks:
 
     def statistics(self) -> WebhookStatistics:
         postings = [push.posting for push in self._held if push.posting is not None]
-        running = sum(posting.begun for posting in postings)
+        running = sum(posting.running is not None for posting in postings)
         counts = running, len(postings) - running, len(self._held) - len(postings)
         return WebhookStatistics(dict(self._outcomes), self._attempts, *counts, self._held_bytes)
 
@@ -239,7 +239,7 @@ class Webhooks:
         identity: str,
         body: bytes,
         headers: Callable[[], Mapping[str, str]],
-        done: Callable[[WebhookResponse | NoResponse], None],
+        done: Answered,
     ) -> Posting:
         """Make one request, with the header fields that ``headers`` makes in a thread, and with its signature;
         ``identity`` (1 to 256 letters, digits, ``_`` and ``-``) is the ``webhook-id``. As :meth:`Poster.post`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -184,17 +185,15 @@ def globs_of(pattern: str) -> list[Glob]:
     return globs
 
 
+@dataclass(slots=True)
 class LinkedStream:
     """One stream as a subscription knows it."""
 
-    __slots__ = ("acked", "explicit", "glob", "tail")
-
-    def __init__(self, acked: Offset | None) -> None:
-        self.acked = acked
-        self.tail: Offset | None = None
-        """None: the stream does not exist."""
-        self.explicit = False
-        self.glob = False
+    acked: Offset | None
+    tail: Offset | None = None
+    """None: the stream does not exist."""
+    explicit: bool = False
+    glob: bool = False
 
     @property
     def offset(self) -> str:
@@ -223,19 +222,15 @@ class DurableSubscription:
         self.delivered = False
         self.holder = ""
         self.attempts = self.next_ms = 0
-        self._globs = globs_of(event.config.pattern) if event.config.pattern else []
+        self.globs = globs_of(event.config.pattern) if event.config.pattern else []
 
     def __repr__(self) -> str:
         wake = f" {self.wake} of {self.holder or 'nobody'}" if self.wake else ""
         return f"<Subscription {self.id} {self.generation}{wake}, {len(self.pending)} of {len(self.links)} pending>"
 
-    @property
-    def globs(self) -> list[Glob]:
-        return self._globs
-
     def matches(self, path: str) -> bool:
         """Whether its pattern means a stream. Its own wake stream is not meant: each wake would be work."""
-        return path != self.config.wake_stream and any(glob.matches(path) for glob in self._globs)
+        return path != self.config.wake_stream and any(glob.matches(path) for glob in self.globs)
 
     # -- events
 
@@ -285,8 +280,7 @@ class DurableSubscription:
         for path, text in event.acks.items():
             link = self.links.get(path)
             if link is None and self.matches(path):  # read again: no record says that the pattern meant it
-                link = self.links[path] = LinkedStream(None)
-                link.glob = True
+                link = self.links[path] = LinkedStream(None, glob=True)
             if link is not None:
                 link.acked = Offset.parse(text)
                 if link.tail is None or link.acked >= link.tail:
@@ -305,8 +299,7 @@ class DurableSubscription:
         """A stream is so long now. One that was never linked is newer than the subscription: all of it is pending."""
         link = self.links.get(path)
         if link is None:
-            link = self.links[path] = LinkedStream(None)
-            link.glob = True
+            link = self.links[path] = LinkedStream(None, glob=True)
         if link.acked is None:
             link.acked = earliest
         link.tail = tail

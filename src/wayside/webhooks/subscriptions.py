@@ -250,13 +250,12 @@ class Subscriptions:
         try:
             require_path(SUBSCRIPTIONS + identity, self._log.limits.path_bytes_max)
             globs = globs_of(config.pattern) if config.pattern else []
-            streams = [Glob(path) for path in config.streams]
+            count = len(config.streams)
+            _require_names(
+                config.streams, f"streams has {count} names; at most {NAMES_MAX} are allowed. Use a pattern."
+            )
             if any(is_reserved(path) for path in (config.pattern, config.wake_stream, *config.streams)):
                 raise BadRequest("Paths of the hub's own streams cannot be subscribed to.")
-            if any(not glob.literal for glob in streams):
-                raise BadRequest("streams takes paths of single streams; a glob is a pattern.")
-            if len(streams) > NAMES_MAX:
-                raise BadRequest(f"streams has {len(streams)} names; at most {NAMES_MAX} are allowed. Use a pattern.")
             if config.wake_stream and not Glob(config.wake_stream).literal:
                 raise BadRequest("wake_stream is one stream.")
         except BadRequest as error:
@@ -341,16 +340,12 @@ class Subscriptions:
     def link(self, identity: str, paths: Sequence[str], done: Done) -> None:
         """Add streams by name, each with its cursor at its end now."""
         entry = self.entry(identity)
-        try:
-            globs = [Glob(path) for path in paths]
-        except BadRequest as error:
-            raise refused("INVALID_REQUEST", error.detail) from error
-        if not all(glob.literal for glob in globs):
-            raise refused("INVALID_REQUEST", "streams takes paths of single streams; a glob is a pattern.")
         links = entry.state.links
         new = [path for path in paths if path not in links or not links[path].explicit]
-        if len(new) > NAMES_MAX:
-            raise refused("INVALID_REQUEST", f"These are {len(new)} streams; add at most {NAMES_MAX} at a time.")
+        try:
+            _require_names(new, f"These are {len(new)} streams; add at most {NAMES_MAX} at a time.")
+        except BadRequest as error:
+            raise refused("INVALID_REQUEST", error.detail) from error
         if not new:
             done(None)
             return
@@ -451,6 +446,14 @@ class Subscriptions:
         state.require_current(claims.get("wake"), claims.get("generation"))
         state.require_current(work.wake, work.generation)
         return entry
+
+
+def _require_names(paths: Sequence[str], too_many: str) -> None:
+    """Raise :class:`BadRequest` unless these are single streams, and not too many."""
+    if not all(Glob(path).literal for path in paths):
+        raise BadRequest("streams takes paths of single streams; a glob is a pattern.")
+    if len(paths) > NAMES_MAX:
+        raise BadRequest(too_many)
 
 
 def _then(done: Done, answer: object) -> Done:

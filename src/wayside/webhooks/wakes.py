@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from secrets import token_hex
 from typing import Any
@@ -59,51 +60,40 @@ def wake_backoff() -> Backoff:
     return Backoff(RETRY_S, RETRY_S_MAX, least=1 - RETRY_JITTER, most=1 + RETRY_JITTER)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class ServedSubscription:
     """A subscription, and what is under way for it."""
 
-    __slots__ = (
-        "doubtful",
-        "doubts",
-        "events",
-        "gone",
-        "lease",
-        "live",
-        "looking",
-        "path",
-        "position",
-        "posting",
-        "retry",
-        "state",
-        "unwatch",
-        "waiters",
-    )
+    state: DurableSubscription
+    events: int = 0
+    """Records of its stream since the last snapshot."""
+    position: int = 0
+    """After the last of them that is known to be kept."""
+    live: bool = True
+    """Whether its creation is committed."""
+    waiters: list[Done] = field(default_factory=list)
+    """Who waits for that."""
+    gone: bool = False
+    doubtful: bool = False
+    """Something could not be kept: what is in memory may never have been."""
+    doubts: int = 0
+    """How often in a row."""
+    looking: bool = False
+    posting: Posting | None = None
+    """An attempt that runs, or waits for its turn."""
+    retry: Timer | None = None
+    """A pause after a failed attempt."""
+    unwatch: dict[str, Callable[[], None]] = field(default_factory=dict)
+    """How to end its watches, by glob."""
+    lease: Lease[ServedSubscription] = field(init=False)
+    """Of the wake under way; its epoch is the wake's generation."""
 
-    def __init__(self, state: DurableSubscription) -> None:
-        self.state = state
-        self.path = SUBSCRIPTIONS + state.id
-        self.events = 0
-        """Records of its stream since the last snapshot."""
-        self.position = 0
-        """After the last of them that is known to be kept."""
-        self.live = True
-        """Whether its creation is committed."""
-        self.waiters: list[Done] = []
-        """Who waits for that."""
-        self.gone = False
-        self.doubtful = False
-        """Something could not be kept: what is in memory may never have been."""
-        self.doubts = 0
-        """How often in a row."""
-        self.looking = False
-        self.posting: Posting | None = None
-        """An attempt that runs, or waits for its turn."""
-        self.retry: Timer | None = None
-        """A pause after a failed attempt."""
-        self.lease = Lease(self, state.config.lease_ttl_ms / 1000)
-        """Of the wake under way; its epoch is the wake's generation."""
-        self.unwatch: dict[str, Callable[[], None]] = {}
-        """How to end its watches, by glob."""
+    def __post_init__(self) -> None:
+        self.lease = Lease(self, self.state.config.lease_ttl_ms / 1000)
+
+    @property
+    def path(self) -> str:
+        return SUBSCRIPTIONS + self.state.id
 
     def __repr__(self) -> str:
         return f"<Served {self.state!r}>"
