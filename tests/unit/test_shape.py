@@ -39,11 +39,10 @@ STILL: dict[str, set[str]] = {
         "streams.union.View: storage.embedded.stream.Stream",
         "testing.workers.Link: client.connection.Local",
         "testing.workers._Member: client.worker.Remote",
-        "webhooks.subscriptions.Subscriptions: webhooks.wakes.Wakes",
     },
     "public classes of one name": {
-        "Acked", "Answer", "Call", "Client", "Delivered", "Delivery", "Entry", "Event", "Link", "Member", "Opened",
-        "Outcome", "Refused", "Report", "Request", "Said", "Settling", "State", "Subscription", "Unreachable",
+        "Answer", "Call", "Client", "Entry", "Link", "Member", "Outcome", "Refused", "Report", "Request", "Said",
+        "Unreachable",
     },
     "private classes of one name on a floor": {"_Claim of server"},
     "circles": {

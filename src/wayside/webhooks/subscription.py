@@ -26,7 +26,7 @@ __all__ = [
     "DurableSubscription",
     "Kind",
     "Linked",
-    "Moved",
+    "BaseMoved",
     "Released",
     "SubscriptionEvent",
     "SubscriptionOpened",
@@ -121,7 +121,7 @@ class Linked(SubscriptionEvent):
     glob: dict[str, str] = {}
 
 
-class Moved(SubscriptionEvent):
+class BaseMoved(SubscriptionEvent, tag="moved"):
     """The hub's streams are below another URL now."""
 
     base: str
@@ -172,7 +172,16 @@ class Released(SubscriptionEvent):
 
 encode: Callable[[SubscriptionEvent], bytes] = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(
-    SubscriptionOpened | Moved | Linked | Unlinked | Woken | WakeDelivered | WakeFailed | Claimed | WorkAcked | Released
+    SubscriptionOpened
+    | BaseMoved
+    | Linked
+    | Unlinked
+    | Woken
+    | WakeDelivered
+    | WakeFailed
+    | Claimed
+    | WorkAcked
+    | Released
 ).decode
 
 
@@ -238,7 +247,7 @@ class DurableSubscription:
         """Make an event true."""
         _APPLY[type(event)](self, event)
 
-    def _moved(self, event: Moved) -> None:
+    def _moved(self, event: BaseMoved) -> None:
         self.base = event.base
 
     def _linked(self, event: Linked) -> None:
@@ -435,7 +444,7 @@ def _parsed(text: str) -> Offset | None:
 
 _APPLY: dict[type[SubscriptionEvent], Callable[[DurableSubscription, Any], None]] = {
     SubscriptionOpened: DurableSubscription._open,
-    Moved: DurableSubscription._moved,
+    BaseMoved: DurableSubscription._moved,
     Linked: DurableSubscription._linked,
     Unlinked: DurableSubscription._unlinked,
     Woken: DurableSubscription._woken,

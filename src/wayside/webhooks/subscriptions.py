@@ -23,12 +23,12 @@ from wayside.webhooks.keys import KEYS, KeyRing, Keys
 from wayside.webhooks.post import Poster, target_of
 from wayside.webhooks.subscription import (
     BEFORE_FIRST,
+    BaseMoved,
     Claimed,
     Config,
     DurableSubscription,
     Kind,
     Linked,
-    Moved,
     Released,
     SubscriptionEvent,
     SubscriptionOpened,
@@ -297,7 +297,7 @@ class Subscriptions:
         if state.base == base:
             done(Confirmed(False, state))
         else:
-            self.wakes.keep(entry, [Moved(base)], _then(done, Confirmed(False, state)))
+            self.wakes.keep(entry, [BaseMoved(base)], _then(done, Confirmed(False, state)))
 
     def _create(self, entry: ServedSubscription, keys: Keys | Exception) -> None:
         def created(result: Any) -> None:
