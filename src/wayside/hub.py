@@ -20,7 +20,7 @@ from wayside.calls.housekeeping import Keeping
 from wayside.calls.local import LocalWorker
 from wayside.calls.queue import ServiceSpec
 from wayside.calls.services import Calls
-from wayside.calls.workers import Leases
+from wayside.calls.workers import WorkerLeases
 from wayside.client.client import CallHandle, Client
 from wayside.client.connection import Channels, Local
 from wayside.client.subscriber import Subscribers, Subscribing, Subscription
@@ -143,8 +143,8 @@ class Hub(InProcess, Subscribing):
         return Calls(self.log, self.clock, self.limits)
 
     @functools.cached_property
-    def leases(self) -> Leases:
-        return Leases(self.calls)
+    def leases(self) -> WorkerLeases:
+        return WorkerLeases(self.calls)
 
     @functools.cached_property
     def present(self) -> Presence:

@@ -18,7 +18,7 @@ from wayside.calls.call import KEYED, CallState, ServiceCall, may_be_before
 from wayside.calls.ledger import CALLS
 from wayside.calls.queue import ServiceSpec
 from wayside.calls.services import Calls
-from wayside.calls.workers import Leases
+from wayside.calls.workers import WorkerLeases
 from wayside.core.callbacks import Done
 from wayside.core.errors import BadRequest, Refusal
 from wayside.core.records import JSON, Append, Create, StreamConfig
@@ -51,7 +51,7 @@ class Keeping:
     """Works for ``calls``, whose callbacks its :meth:`declared`, :meth:`check`, :meth:`ending` and :meth:`ended` are to be.
     ``webhooks`` None: nobody can ask to be told of an end."""
 
-    def __init__(self, calls: Calls, leases: Leases, webhooks: Webhooks | None) -> None:
+    def __init__(self, calls: Calls, leases: WorkerLeases, webhooks: Webhooks | None) -> None:
         self._calls = calls
         self._leases = leases
         self._log = calls.log

@@ -11,7 +11,7 @@ import msgspec
 from wayside.calls.call import AttemptOutcome, ServiceCall
 from wayside.calls.queue import Worker, spec_of, worker_name
 from wayside.calls.services import Calls
-from wayside.calls.workers import LOCAL, Leases
+from wayside.calls.workers import LOCAL, WorkerLeases
 from wayside.core.callbacks import report
 from wayside.core.codecs import Payload
 from wayside.core.errors import BadRequest, Overloaded, Refusal, TooLarge, Unsupported
@@ -356,7 +356,7 @@ class WorkerSide:
     """A part of the hub's end of a connection. Takes the frames of a worker; to :class:`~wayside.calls.services.Calls` it is the
     way to that worker."""
 
-    def __init__(self, calls: Calls, leases: Leases) -> None:
+    def __init__(self, calls: Calls, leases: WorkerLeases) -> None:
         self._calls = calls
         self._leases = leases
         self.worker: Worker | None = None

@@ -17,7 +17,7 @@ import msgspec
 from wayside.calls.call import CallState, ServiceCall
 from wayside.calls.ledger import call_path, no_such_call
 from wayside.calls.services import Calls
-from wayside.calls.workers import Leases
+from wayside.calls.workers import WorkerLeases
 from wayside.core.callbacks import guarded, report
 from wayside.core.codecs import Payload
 from wayside.core.errors import BadRequest, Overloaded, Refusal, Unsupported
@@ -57,7 +57,7 @@ class Connections:
     """The clients that are connected, and what they may reach. ``resolve`` finds what answers any other request."""
 
     def __init__(
-        self, log: Log, calls: Calls, leases: Leases, presence: Presence, groups: Groups, delaying: Delaying
+        self, log: Log, calls: Calls, leases: WorkerLeases, presence: Presence, groups: Groups, delaying: Delaying
     ) -> None:
         self.log = log
         self.calls = calls

@@ -19,7 +19,7 @@ from wayside.calls.call import CallRequest, CallState, ServiceCall
 from wayside.calls.ledger import call_path, no_such_call
 from wayside.calls.queue import Service
 from wayside.calls.services import Calls
-from wayside.calls.workers import Leases
+from wayside.calls.workers import WorkerLeases
 from wayside.core.callbacks import report
 from wayside.core.codecs import Payload, transcode
 from wayside.core.errors import BadRequest, CallFailed, CallTimedOut, Conflict, NotAcceptable, Overloaded, Refusal
@@ -457,6 +457,6 @@ def _describe(service: Service) -> dict[str, Any]:
     }
 
 
-def renew_lease(exchange: Exchange, leases: Leases, worker: str) -> None:
+def renew_lease(exchange: Exchange, leases: WorkerLeases, worker: str) -> None:
     """Answer a worker's sign of life."""
     exchange.respond(200, _JSON, msgspec.json.encode({"lease_s": leases.renew(worker)}))
