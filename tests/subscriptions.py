@@ -11,8 +11,8 @@ import msgspec
 from tests.support import Answer as Told
 from tests.support import until
 from wayside.testing import TestHub
-from wayside.webhooks.post import Answer
-from wayside.webhooks.subscription import Config, Kind, Subscription
+from wayside.webhooks.post import WebhookResponse
+from wayside.webhooks.subscription import Config, DurableSubscription, Kind
 from wayside.webhooks.subscriptions import Confirmed, Work
 
 BASE = "http://hub/v1/stream/"
@@ -22,28 +22,28 @@ LEASE_S = 10.0
 class Receiver:
     """Stands in the place of the network: it answers as it was told, the last again and again, and keeps what it got."""
 
-    def __init__(self, *answers: int | Answer | Exception) -> None:
+    def __init__(self, *answers: int | WebhookResponse | Exception) -> None:
         self.answers = list(answers) or [200]
         self.wakes: list[dict[str, Any]] = []
         self._lock = threading.Lock()
 
-    def __call__(self, url: str, headers: Mapping[str, str], body: bytes, timeout_s: float) -> Answer:
+    def __call__(self, url: str, headers: Mapping[str, str], body: bytes, timeout_s: float) -> WebhookResponse:
         with self._lock:
             self.wakes.append({**msgspec.json.decode(body), "url": url, "timeout_s": timeout_s, "headers": headers})
             answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
             raise answer
-        return Answer(answer) if isinstance(answer, int) else answer
+        return WebhookResponse(answer) if isinstance(answer, int) else answer
 
 
 class Slow(Receiver):
-    """Answers each attempt only when it is let."""
+    """WebhookResponses each attempt only when it is let."""
 
-    def __init__(self, *answers: int | Answer | Exception) -> None:
+    def __init__(self, *answers: int | WebhookResponse | Exception) -> None:
         super().__init__(*answers)
         self._passes = threading.Semaphore(0)
 
-    def __call__(self, url: str, headers: Mapping[str, str], body: bytes, timeout_s: float) -> Answer:
+    def __call__(self, url: str, headers: Mapping[str, str], body: bytes, timeout_s: float) -> WebhookResponse:
         answer = super().__call__(url, headers, body, timeout_s)
         assert self._passes.acquire(timeout=30), "nobody let it answer"
         return answer
@@ -52,7 +52,7 @@ class Slow(Receiver):
         self._passes.release()
 
 
-DONE = Answer(200, body=b'{"done": true}')
+DONE = WebhookResponse(200, body=b'{"done": true}')
 
 
 class Subscribed:
@@ -65,13 +65,13 @@ class Subscribed:
     @property
     def parts(self) -> Any:
         """The subscriptions of this life."""
+        self.test.hub.poster.transport = self.receiver
         parts = self.test.hub.subscriptions
-        parts._post = self.receiver
-        parts._jitter = lambda: 0.5
+        parts.wakes.backoff.jitter = lambda: 0.5
         return parts
 
-    def state(self, identity: str = "s") -> Subscription:
-        state: Subscription = self.parts.entries[identity].state
+    def state(self, identity: str = "s") -> DurableSubscription:
+        state: DurableSubscription = self.parts.entries[identity].state
         return state
 
     async def put(self, identity: str = "s", **options: Any) -> Confirmed:
@@ -115,7 +115,7 @@ class Subscribed:
     async def attempts(self, count: int) -> list[dict[str, Any]]:
         """What the receiver got, once that is so much, and the hub knows."""
         await until(
-            lambda: len(self.receiver.wakes) >= count and not any(e.pushing for e in self.parts.entries.values())
+            lambda: len(self.receiver.wakes) >= count and not any(e.posting for e in self.parts.entries.values())
         )
         await self.test.settle()
         assert len(self.receiver.wakes) == count

@@ -20,7 +20,7 @@ from wayside.calls.housekeeping import Keeping
 from wayside.calls.local import LocalWorker
 from wayside.calls.queue import ServiceSpec
 from wayside.calls.services import Calls
-from wayside.calls.workers import Leases
+from wayside.calls.workers import WorkerLeases
 from wayside.client.calls import CallHandle
 from wayside.client.client import Client, PolicyName
 from wayside.client.subscriber import CONCURRENCY, Subscribers, Subscription, subscription
@@ -47,10 +47,9 @@ from wayside.streams.delayed import Delaying
 from wayside.streams.inprocess import InProcess
 from wayside.streams.presence import Presence, PresenceEvent, Presences
 from wayside.streams.streams import Streams
-from wayside.webhooks.post import Direct
+from wayside.webhooks.post import Poster
 from wayside.webhooks.standard import Webhooks
 from wayside.webhooks.subscriptions import Subscriptions
-from wayside.webhooks.wakes import Poster
 
 __all__ = ["Hub", "Parts", "detach", "package_version"]
 
@@ -88,10 +87,12 @@ class Parts:
 
     log: Streams
     calls: Calls
-    leases: Leases
+    leases: WorkerLeases
     present: Presence
     delaying: Delaying
     streams: InProcess
+    poster: Poster
+    webhooks: Webhooks | None
     groups: Groups
     group_push: GroupPush | None
     subscriptions: Subscriptions
@@ -178,24 +179,24 @@ class Hub:
         """All parts, in the order in which they need each other. Raises where the directory cannot be opened."""
         limits, clock = self.limits, self.clock
         secrets, private = self.webhook_secrets, self.webhook_private
-        webhooks = Webhooks(secrets=secrets, allow_private=private, clock=clock) if secrets else None
         log = Streams(self._open_engine(), limits=limits, clock=clock)
         calls = Calls(log, clock, limits)
         timers = calls.timers
-        leases = Leases(calls)
+        leases = WorkerLeases(calls)
+        poster = Poster(allow_private=private)
+        webhooks = Webhooks(poster, secrets=secrets, clock=clock, timers=timers) if secrets else None
         present = Presence(log, timers, clock)
         delaying = Delaying(log, timers, clock)
         group_push = None
-        if secrets:
+        if webhooks is not None:
 
             def put(name: str, spec: GroupSpec, done: Done) -> None:
                 groups.put(name, spec, done)  # which are given what pushes for them
 
-            direct = Direct(allow_private=private)
-            group_push = GroupPush(clock, put, secrets=secrets, allow_private=private, transport=direct)
-        groups = Groups(log, clock, timers, *((group_push.check, group_push.specified) if group_push else ()))
-        poster = Poster(allow_private=private)
-        subscriptions = Subscriptions(log, timers, clock, post=poster, allow_private=private)
+            group_push = GroupPush(put, webhooks, timers)
+        told = (group_push.webhooks.check, group_push.specified) if group_push is not None else ()
+        groups = Groups(log, clock, timers, *told)
+        subscriptions = Subscriptions(log, timers, clock, poster)
         keeping = Keeping(calls, leases, webhooks)
         calls.on_declared, calls.check_callback = keeping.declared, keeping.check
         calls.attempts.on_ending, calls.attempts.on_ended = keeping.ending, keeping.ended
@@ -212,6 +213,8 @@ class Hub:
             present=present,
             delaying=delaying,
             streams=InProcess(log, delaying, present),
+            poster=poster,
+            webhooks=webhooks,
             groups=groups,
             group_push=group_push,
             subscriptions=subscriptions,
@@ -253,8 +256,8 @@ class Hub:
         return self._own.calls
 
     @property
-    def leases(self) -> Leases:
-        """Leases of the workers elsewhere."""
+    def leases(self) -> WorkerLeases:
+        """WorkerLeases of the workers elsewhere."""
         return self._own.leases
 
     @property
@@ -271,6 +274,16 @@ class Hub:
     def groups(self) -> Groups:
         """Named shared readers."""
         return self._own.groups
+
+    @property
+    def poster(self) -> Poster:
+        """What makes requests to URLs that others chose: for callbacks, groups and subscriptions."""
+        return self._own.poster
+
+    @property
+    def webhooks(self) -> Webhooks | None:
+        """What is signed after Standard Webhooks; None without a secret to sign with."""
+        return self._own.webhooks
 
     @property
     def group_push(self) -> GroupPush | None:
@@ -376,6 +389,7 @@ class Hub:
         parts.connections.stop()
         if parts.group_push is not None:
             parts.group_push.stop()
+        parts.poster.close()
         parts.groups.stop()
         parts.calls.stop()
 

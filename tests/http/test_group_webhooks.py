@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.clock import ManualClock
 from tests.http.harness import eventually
 from tests.support import patch_constants
 from wayside.core.errors import BadRequest, Overloaded
@@ -18,7 +19,7 @@ from wayside.groups.group import Group
 from wayside.groups.webhook import headers_of
 from wayside.hub import Hub
 from wayside.link.frames import Part
-from wayside.webhooks.post import Answer
+from wayside.webhooks.post import WebhookResponse
 from wayside.webhooks.standard import verify
 
 SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -159,6 +160,24 @@ async def test_no_more_requests_than_asked_for(hub: Hub, receiver: Receiver) -> 
     assert receiver.most == 3
 
 
+async def test_leases_last_as_long_as_requests(receiver: Receiver) -> None:
+    """A receiver may take longer than a lease: its record is not pushed to it again meanwhile."""
+    clock = ManualClock()
+    receiver.hold = asyncio.Event()
+    async with Hub("memory:", clock=clock, webhook_secrets=[SECRET], webhook_private=True) as hub:
+        group = await put(hub, await receiver.start(), lease_s=30, webhook_concurrency=2)
+        await hub.publish("orders/eu", *({"n": n} for n in range(3)))
+        await eventually(lambda: receiver.running == 2)
+        for _ in range(12):
+            clock.advance(10)
+            hub.calls.timers.run()
+            await told(group.journal.then)
+        assert group.journal.state.counts["delivered"] == 2
+        receiver.hold.set()
+        await eventually(lambda: group.journal.state.counts["acked"] == 3)
+        assert (len(receiver.got), group.journal.state.counts["failed"]) == (3, 0)
+
+
 async def test_other_settings_repeat_no_request(hub: Hub, receiver: Receiver) -> None:
     """Requests that run when the settings change count: their records are not pushed a second time."""
     receiver.hold = asyncio.Event()
@@ -178,15 +197,14 @@ async def test_other_settings_repeat_no_request(hub: Hub, receiver: Receiver) ->
 async def test_a_transport_that_breaks_costs_attempts_and_no_room(hub: Hub, receiver: Receiver) -> None:
     """Whatever is raised is a failed attempt: others go on, and the record is dead in the end."""
     url = await receiver.start()
-    assert hub.group_push is not None
-    post = hub.group_push.transport
+    post = hub.poster.transport
 
-    def broken(url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    def broken(url: str, headers: Mapping[str, str], body: bytes, timeout_s: float) -> WebhookResponse:
         if body == b'{"n":1}':
             raise RuntimeError("broken")
-        return post(url, headers, body)
+        return post(url, headers, body, timeout_s)
 
-    hub.group_push.transport = broken
+    hub.poster.transport = broken
     group = await put(hub, url, webhook_concurrency=1, retries=2)
     await hub.publish("orders/eu", {"n": 1}, {"n": 2}, {"n": 3})
     await eventually(lambda: group.journal.state.counts["acked"] == 2 and group.journal.state.counts["dead"] == 1)

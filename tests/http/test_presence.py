@@ -291,7 +291,7 @@ async def test_the_python_client_is_a_member_and_tells_who_is(room: Room) -> Non
         first: Any = await anext(client.presence_events("room"))
         assert first.member == "ann"
         await reader.aclose()  # type: ignore[attr-defined]
-        await eventually(lambda: room.running.hub.present._streams["room"]["ann"].held == {})
+        await eventually(lambda: room.running.hub.present.connections == 0)
         room.pass_(LEASE_S)
         assert {(await anext(events)).member, (await anext(events)).member} == {"ann", "bob"}
 
@@ -303,7 +303,7 @@ async def test_a_channel_is_no_member_of_what_is_the_hubs_own(room: Room) -> Non
         with pytest.raises(BadRequest) as refused:
             await anext(client.read("__presence/room", member="ann"))
         assert refused.value.code == "member-invalid"
-        assert not room.running.hub.present._streams
+        assert room.running.hub.present.count == 0
 
 
 async def test_the_hubs_own_process_reads_as_a_member(room: Room) -> None:

@@ -15,8 +15,7 @@ from tests.http.wire import Response, request
 from tests.subscriptions import Receiver, pending
 from wayside.hub import Hub
 from wayside.webhooks.keys import Keys, Seeds
-from wayside.webhooks.post import Unreachable
-from wayside.webhooks.wakes import Poster
+from wayside.webhooks.post import Direct, NoResponse
 
 ROOT = "/v1/stream/__ds/subscriptions"
 PULL: dict[str, Any] = {"type": "pull-wake", "pattern": "a/*", "wake_stream": "wakes"}
@@ -178,8 +177,8 @@ async def test_where_receivers_may_be(
 def test_each_attempt_looks_where_it_goes() -> None:
     """An address that is not public is refused again when it is told."""
     for url in ("https://127.0.0.1:9/", "https://10.0.0.1/", "https://localhost:9/"):
-        with pytest.raises(Unreachable, match="not public"):
-            Poster(allow_private=False)(url, {}, b"{}", 1.0)
+        with pytest.raises(NoResponse, match="not public"):
+            Direct(allow_private=False)(url, {}, b"{}", 1.0)
 
 
 # -- working
@@ -292,7 +291,7 @@ async def test_a_webhook_is_verified_with_the_hub_s_key(private: Running) -> Non
         bodies.append(body)
         return receiver(url, headers, body, timeout_s)
 
-    private.hub.subscriptions._post = post
+    private.hub.poster.transport = post
     answer = await send(private, "PUT", "s", {**HOOK, "webhook": {"url": "http://localhost:9/"}})
     signing = json.loads(answer.body)["webhook"]["signing"]
     assert signing["jwks_url"] == "http://hub/v1/stream/__ds/jwks.json"

@@ -16,8 +16,8 @@ from wayside.core.errors import BadRequest, NotFound
 from wayside.core.limits import Limits
 from wayside.hub import Hub
 from wayside.testing import TestHub
-from wayside.webhooks.post import Answer, Unreachable
-from wayside.webhooks.standard import Outcome, new_secret, verify
+from wayside.webhooks.post import NoResponse, WebhookResponse
+from wayside.webhooks.standard import DeliveryOutcome, new_secret, verify
 
 URL = "http://127.0.0.1:9/hook"
 DAY_S = 86_400.0
@@ -30,13 +30,13 @@ class Receiver:
         self.status = 200
         self.came: list[tuple[dict[str, str], dict[str, Any]]] = []
 
-    def __call__(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    def __call__(self, url: str, headers: Mapping[str, str], body: bytes, timeout_s: float) -> WebhookResponse:
         assert url == URL
         verify([SECRET], headers, body, now_s=int(headers["webhook-timestamp"]))
         self.came.append((dict(headers), msgspec.json.decode(body)))
         if not self.status:
-            raise Unreachable("nobody is there")
-        return Answer(self.status)
+            raise NoResponse("nobody is there")
+        return WebhookResponse(self.status)
 
 
 SECRET = new_secret()
@@ -45,7 +45,7 @@ SECRET = new_secret()
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Receiver:
     receiver = Receiver()
-    monkeypatch.setattr("wayside.webhooks.standard.Direct", lambda **_options: receiver)
+    monkeypatch.setattr("wayside.webhooks.post.Direct", lambda **_options: receiver)
     return receiver
 
 
@@ -98,9 +98,9 @@ async def test_a_callback_is_sent_until_it_is_delivered(test: TestHub, receiver:
         assert await records(test) == [(handle.id, False)]
     receiver.status = 200
     await test.advance(10)
-    webhooks = test.hub.keeping._webhooks
+    webhooks = test.hub.webhooks
     assert webhooks is not None
-    await until(lambda: webhooks.statistics().outcomes[Outcome.DELIVERED])
+    await until(lambda: webhooks.statistics().outcomes[DeliveryOutcome.DELIVERED])
     await test.settle()
     assert await records(test) == [(handle.id, False), (handle.id, True)]
     count = len(receiver.came)

@@ -14,8 +14,18 @@ from wayside.core.errors import BadRequest, Conflict, Refusal, StoreFull, TooMan
 from wayside.core.records import Offset
 from wayside.testing import TestHub
 from wayside.webhooks import subscriptions, wakes
-from wayside.webhooks.post import Unreachable
-from wayside.webhooks.subscription import Acked, Config, Event, Kind, Linked, Opened, Subscription, decode, encode
+from wayside.webhooks.post import NoResponse
+from wayside.webhooks.subscription import (
+    Config,
+    DurableSubscription,
+    Kind,
+    Linked,
+    SubscriptionEvent,
+    SubscriptionOpened,
+    WorkAcked,
+    decode,
+    encode,
+)
 
 URL = "https://receiver.example/hook"
 
@@ -215,7 +225,7 @@ async def test_a_receiver_calls_back(test: TestHub) -> None:
     assert (three["generation"], pending(three)) == (3, pending(two))
 
 
-@pytest.mark.parametrize("answer", [500, 302, 410, Unreachable("nobody there")])
+@pytest.mark.parametrize("answer", [500, 302, 410, NoResponse("nobody there")])
 async def test_a_receiver_is_tried_again_with_pauses(test: TestHub, answer: int | Exception) -> None:
     """From one second, doubled up to a minute; leases that end meanwhile make no attempt of their own; then all is well."""
     subscribed = Subscribed(test, Receiver(answer))
@@ -294,8 +304,11 @@ async def test_there_are_bounds(subscribed: Subscribed, test: TestHub, monkeypat
 
 def test_pauses_vary_by_a_fifth() -> None:
     """So that many receivers behind one broken gateway are not tried at once."""
-    assert [wakes.retry_s(attempts, 0.5) for attempts in (1, 2, 3, 7, 8, 9, 1000)] == [1, 2, 4, 60, 60, 60, 60]
-    assert [wakes.retry_s(1, jitter) for jitter in (0.0, 1.0)] == [0.8, 1.2]
+    backoff = wakes.wake_backoff()
+    backoff.jitter = lambda: 0.5
+    assert [backoff.delay_s(attempts) for attempts in (1, 2, 3, 7, 8, 9, 1000)] == [1, 2, 4, 60, 60, 60, 60]
+    backoff.jitter = iter([0.0, 1.0]).__next__
+    assert [backoff.delay_s(1) for _ in range(2)] == [0.8, 1.2]
 
 
 # -- over the death of the hub
@@ -369,11 +382,11 @@ async def test_a_failing_receiver_is_left_alone_by_a_new_hub_too(
 async def test_keys_are_kept(test: TestHub, gone: Callable[[], Awaitable[None]]) -> None:
     """Receivers verify with the same key for as long as the store lives; its private half is in no document."""
     told: list[Any] = []
-    test.hub.subscriptions.with_keys(told.append)
-    test.hub.subscriptions.with_keys(told.append)
+    test.hub.subscriptions.keyring.want(told.append)
+    test.hub.subscriptions.keyring.want(told.append)
     await test.settle()
     await gone()
-    test.hub.subscriptions.with_keys(told.append)
+    test.hub.subscriptions.keyring.want(told.append)
     assert len({keys.kid for keys in told}) == 1
     assert told[0].jwks == told[2].jwks
     assert set(told[0].jwks["keys"][0]) == {"kty", "crv", "kid", "use", "alg", "x"}
@@ -444,9 +457,9 @@ async def test_what_cannot_be_kept_is_not_true(subscribed: Subscribed, test: Tes
 # -- the state machine alone
 
 
-def machine() -> Subscription:
+def machine() -> DurableSubscription:
     config = Config(Kind.PULL_WAKE, 1000, pattern="a/*", wake_stream="wakes")
-    state = Subscription(Opened("s", config, "", 0))
+    state = DurableSubscription(SubscriptionOpened("s", config, "", 0))
     state.apply(Linked(glob={"a/1": str(Offset(5, 2))}))
     state.see("a/1", Offset(5, 0), Offset(5, 4))
     woken = state.next_wake("w", 0)
@@ -494,10 +507,10 @@ def test_a_snapshot_is_the_subscription() -> None:
     """Its events, written and read, give the same again; what the pattern means is known without being told."""
     state = machine()
     state.apply(Linked(explicit={"b": "-1", "a/1": "-1"}))
-    state.apply(Acked({"a/1": str(Offset(5, 3))}))
-    events: list[Event] = [decode(encode(event)) for event in state.events()]
-    assert isinstance(events[0], Opened)
-    again = Subscription(events[0])
+    state.apply(WorkAcked({"a/1": str(Offset(5, 3))}))
+    events: list[SubscriptionEvent] = [decode(encode(event)) for event in state.events()]
+    assert isinstance(events[0], SubscriptionOpened)
+    again = DurableSubscription(events[0])
     for event in events:
         again.apply(event)
     assert again.link_infos() == state.link_infos()
@@ -508,7 +521,9 @@ def test_a_snapshot_is_the_subscription() -> None:
 def test_a_wake_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """It tells of so many streams, of those with work first; the others are the next wake."""
     monkeypatch.setattr("wayside.webhooks.subscription.WAKE_STREAMS_MAX", 3)
-    state = Subscription(Opened("s", Config(Kind.WEBHOOK, 1000, pattern="a/*", url="https://x"), "", 0))
+    state = DurableSubscription(
+        SubscriptionOpened("s", Config(Kind.WEBHOOK, 1000, pattern="a/*", url="https://x"), "", 0)
+    )
     for number in range(8):
         state.see(f"a/{number}", Offset(5, 0), Offset(5, number % 2))
     seen = []
@@ -518,6 +533,6 @@ def test_a_wake_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         state.apply(woken)
         assert len(state.stream_infos(now=False)) == 3
         seen.append(sorted(woken.tails))
-        state.apply(Acked(state.snapshot_acks(), done=True))
+        state.apply(WorkAcked(state.snapshot_acks(), done=True))
     assert seen == [["a/1", "a/3", "a/5"], ["a/7"]]
     assert state.next_wake("w3", 0) is None

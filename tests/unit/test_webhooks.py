@@ -10,9 +10,11 @@ import socket
 import ssl
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -20,8 +22,17 @@ from tests.clock import START_MS, ManualClock
 from tests.support import Answer as Told
 from tests.support import turns, until
 from wayside.core.errors import BadRequest, Overloaded, TooLarge
-from wayside.webhooks.post import RESPONSE_BYTES_MAX, Answer, Direct, Unreachable, is_public
-from wayside.webhooks.standard import RETRY_AFTER_S_MAX, RETRY_S, Delivery, Outcome, Webhooks, new_secret, sign, verify
+from wayside.core.schedule import Timers
+from wayside.webhooks.post import RESPONSE_BYTES_MAX, Direct, NoResponse, Poster, WebhookResponse, is_public
+from wayside.webhooks.standard import (
+    RETRY_AFTER_S_MAX,
+    DeliveryOutcome,
+    DeliveryReport,
+    Webhooks,
+    new_secret,
+    sign,
+    verify,
+)
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 IDENTITY = "msg_p5jXN8AQM9LWM0D4loKWxJek"
@@ -31,6 +42,8 @@ SIGNATURE = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 """The example of Standard Webhooks, as its libraries test it."""
 URL = "https://receiver.example/hook"
 PUBLIC = "93.184.216.34"
+PAUSES_S = (1, 4.5, 20.25, 91.125, 410.0625, 1845.28125, 7200)
+"""The longest after each failed attempt; the last one again and again."""
 
 
 def signed(**changes: str) -> dict[str, str]:
@@ -42,29 +55,29 @@ def signed(**changes: str) -> dict[str, str]:
 class Script:
     """A transport that answers as it was told, the last again and again; and keeps what it was given."""
 
-    def __init__(self, *answers: int | Answer | Exception) -> None:
+    def __init__(self, *answers: int | WebhookResponse | Exception) -> None:
         self._answers = list(answers)
         self._lock = threading.Lock()
         self.calls: list[tuple[str, dict[str, str], bytes]] = []
 
-    def __call__(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    def __call__(self, url: str, headers: Mapping[str, str], body: bytes, timeout_s: float) -> WebhookResponse:
         with self._lock:
             self.calls.append((url, dict(headers), body))
             answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         if isinstance(answer, Exception):
             raise answer
-        return Answer(answer) if isinstance(answer, int) else answer
+        return WebhookResponse(answer) if isinstance(answer, int) else answer
 
 
 class Gate(Script):
     """A transport that lets nothing through until it is opened."""
 
-    def __init__(self, *answers: int | Answer | Exception) -> None:
+    def __init__(self, *answers: int | WebhookResponse | Exception) -> None:
         super().__init__(*answers)
         self._passes = threading.Semaphore(0)
 
-    def __call__(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        answer = super().__call__(url, headers, body)
+    def __call__(self, url: str, headers: Mapping[str, str], body: bytes, timeout_s: float) -> WebhookResponse:
+        answer = super().__call__(url, headers, body, timeout_s)
         assert self._passes.acquire(timeout=30), "nobody opened the gate"
         return answer
 
@@ -76,18 +89,26 @@ Make = Callable[..., Webhooks]
 
 
 @pytest.fixture
-async def make(clock: ManualClock) -> AsyncIterator[Make]:
+def timers(clock: ManualClock) -> Timers:
+    return Timers(clock)
+
+
+@pytest.fixture
+async def make(clock: ManualClock, timers: Timers) -> AsyncIterator[Make]:
     """Webhooks whose pauses are as long as they can be, unless told otherwise; closed after the test."""
-    made: list[Webhooks] = []
+    made: list[tuple[Webhooks, Poster]] = []
 
     def make(transport: Any = None, **options: Any) -> Webhooks:
-        options = {"secrets": [SECRET], "jitter": lambda: 1.0, "clock": clock, **options}
-        made.append(Webhooks(transport=transport, **options))
-        return made[-1]
+        posting = {name: options.pop(name) for name in ("allow_private", "threads_max") if name in options}
+        poster = Poster(transport=transport, **posting)
+        options = {"secrets": [SECRET], "jitter": lambda: 1.0, "clock": clock, "timers": timers, **options}
+        made.append((Webhooks(poster, **options), poster))
+        return made[-1][0]
 
     yield make
-    for webhooks in made:
+    for webhooks, poster in made:
         await webhooks.close()
+        poster.close()
 
 
 def send(webhooks: Webhooks, identity: str = "job-1", body: bytes = b"{}", url: str = URL) -> Told:
@@ -139,7 +160,7 @@ def test_what_is_no_secret_is_not_used(secret: str, clock: ManualClock) -> None:
     for attempt in (
         lambda: sign(secret, IDENTITY, TIMESTAMP, PAYLOAD),
         lambda: verify([secret], signed(), PAYLOAD, now_s=TIMESTAMP),
-        lambda: Webhooks(secrets=[secret], clock=clock),
+        lambda: Webhooks(Poster(), secrets=[secret], clock=clock, timers=Timers(clock)),
     ):
         with pytest.raises(ValueError) as refused:
             attempt()
@@ -149,7 +170,7 @@ def test_what_is_no_secret_is_not_used(secret: str, clock: ManualClock) -> None:
 def test_webhooks_need_a_secret(clock: ManualClock) -> None:
     """Nothing is sent without a signature."""
     with pytest.raises(ValueError):
-        Webhooks(secrets=[], clock=clock)
+        Webhooks(Poster(), secrets=[], clock=clock, timers=Timers(clock))
 
 
 @pytest.mark.parametrize("identity", ["", "a.b", "a b", "ä", "a\r\nx: y", "a" * 257])
@@ -401,7 +422,7 @@ def test_a_name_with_an_address_that_is_not_public_is_not_connected_to(
     answers: list[str], connections: list[tuple[str, int]]
 ) -> None:
     """One address that is not public among a name's answers is enough, and the error does not say which it is."""
-    with pytest.raises(Unreachable) as failed:
+    with pytest.raises(NoResponse) as failed:
         Direct(resolve=lambda _host, _port: answers)(URL, {}, b"")
     assert not connections
     assert not any(address in str(failed.value) for address in answers)
@@ -415,7 +436,7 @@ def test_a_name_is_looked_up_once(connections: list[tuple[str, int]]) -> None:
         asked.append((host, port))
         return [PUBLIC, "8.8.8.8"] if len(asked) == 1 else ["127.0.0.1"]
 
-    with pytest.raises(Unreachable):
+    with pytest.raises(NoResponse):
         Direct(resolve=resolve)("https://Receiver.example.:8443/", {}, b"")
     assert asked == [("receiver.example", 8443)]
     assert connections == [(PUBLIC, 8443), ("8.8.8.8", 8443)]
@@ -423,7 +444,7 @@ def test_a_name_is_looked_up_once(connections: list[tuple[str, int]]) -> None:
 
 def test_few_addresses_of_a_name_are_tried(connections: list[tuple[str, int]]) -> None:
     """However many addresses a name has, an attempt tries four."""
-    with pytest.raises(Unreachable):
+    with pytest.raises(NoResponse):
         Direct(resolve=lambda _host, _port: [f"8.8.8.{last}" for last in range(50)])(URL, {}, b"")
     assert len(connections) == 4
 
@@ -435,14 +456,14 @@ def test_an_address_is_not_looked_up(connections: list[tuple[str, int]]) -> None
         raise AssertionError("nothing is to be looked up")
 
     for url in ("http://[2606:4700:4700::1111]/", "http://0x08080808/"):
-        with pytest.raises(Unreachable):
+        with pytest.raises(NoResponse):
             Direct(resolve=resolve)(url, {}, b"")
     assert connections == [("2606:4700:4700::1111", 80), ("8.8.8.8", 80)]
 
 
 def test_the_transport_checks_the_url_too(connections: list[tuple[str, int]]) -> None:
     """The transport does not rely on anybody having checked before."""
-    with pytest.raises(Unreachable):
+    with pytest.raises(NoResponse):
         Direct()("http://127.0.0.1/", {}, b"")
     assert not connections
 
@@ -456,12 +477,14 @@ async def test_a_push_is_delivered(make: Make) -> None:
     webhooks = make(transport)
     told = send(webhooks, "job-1", b'{"a":1}')
     assert not told.given
-    assert await told.wait() == Delivery("job-1", Outcome.DELIVERED, 1, 204, "The receiver answered with 204.")
+    assert await told.wait() == DeliveryReport(
+        "job-1", DeliveryOutcome.DELIVERED, 1, 204, "The receiver answered with 204."
+    )
     [(url, headers, body)] = transport.calls
     assert (url, body, headers["Content-Type"]) == (URL, b'{"a":1}', "application/json")
     verify([SECRET], headers, body, now_s=START_MS / 1000, tolerance_s=1)
     statistics = webhooks.statistics()
-    assert statistics.outcomes[Outcome.DELIVERED] == statistics.attempts == 1
+    assert statistics.outcomes[DeliveryOutcome.DELIVERED] == statistics.attempts == 1
     assert statistics.held_bytes == 0
     assert repr(webhooks) == "<Webhooks 0 running, 0 ready, 0 pausing>"
 
@@ -476,35 +499,35 @@ async def test_a_push_is_signed_with_every_secret(make: Make) -> None:
         verify([secret], headers, body, now_s=START_MS / 1000)
 
 
-async def test_a_failure_is_tried_again_after_growing_pauses(make: Make, clock: ManualClock) -> None:
-    """Whatever is not 2xx, and no answer, is tried again after the table's pauses, with the identity and a new time."""
-    transport = Script(500, Unreachable("no route"), 302, 404, 199, 200)
+async def test_a_failure_is_tried_again_after_growing_pauses(make: Make, clock: ManualClock, timers: Timers) -> None:
+    """Whatever is not 2xx, and no answer, is tried again after longer and longer pauses, with the identity and a new time."""
+    transport = Script(500, NoResponse("no route"), 302, 404, 199, 200)
     webhooks = make(transport)
     told = send(webhooks)
-    for attempt, pause_s in enumerate(RETRY_S[:5], 1):
+    for attempt, pause_s in enumerate(PAUSES_S[:5], 1):
         await pausing(webhooks)
         assert len(transport.calls) == attempt
         clock.advance(pause_s / 2)
-        webhooks.wake()
+        timers.run()
         assert webhooks.statistics().pausing == 1
         clock.advance(pause_s / 2)
-        webhooks.wake()
-    assert (await told.wait()).outcome == Outcome.DELIVERED
+        timers.run()
+    assert (await told.wait()).outcome == DeliveryOutcome.DELIVERED
     assert {headers["webhook-id"] for _, headers, _ in transport.calls} == {"job-1"}
     times = [int(headers["webhook-timestamp"]) - START_MS // 1000 for _, headers, _ in transport.calls]
-    assert times == [sum(RETRY_S[:count]) for count in range(6)]
+    assert times == [int(sum(PAUSES_S[:count])) for count in range(6)]
 
 
-async def test_a_push_is_given_up_after_so_many_attempts(make: Make, clock: ManualClock) -> None:
+async def test_a_push_is_given_up_after_so_many_attempts(make: Make, clock: ManualClock, timers: Timers) -> None:
     """After the last attempt the outcome says what was wrong with it; the longest pause is used again and again."""
-    transport = Script(500, Unreachable("no route"))
+    transport = Script(500, NoResponse("no route"))
     webhooks = make(transport, attempts_max=10)
     told = send(webhooks)
     for _ in range(9):
         await pausing(webhooks)
-        clock.advance(RETRY_S[-1])
-        webhooks.wake()
-    assert await told.wait() == Delivery("job-1", Outcome.GIVEN_UP, 10, None, "no route")
+        clock.advance(PAUSES_S[-1])
+        timers.run()
+    assert await told.wait() == DeliveryReport("job-1", DeliveryOutcome.GIVEN_UP, 10, None, "no route")
     assert len(transport.calls) == 10
     assert webhooks.statistics().held_bytes == 0
 
@@ -513,7 +536,7 @@ async def test_gone_is_not_tried_again(make: Make) -> None:
     """A receiver that answers with 410 wants no more."""
     transport = Script(410)
     delivery = await send(make(transport)).wait()
-    assert (delivery.outcome, delivery.attempts, delivery.status) == (Outcome.GONE, 1, 410)
+    assert (delivery.outcome, delivery.attempts, delivery.status) == (DeliveryOutcome.GONE, 1, 410)
 
 
 @pytest.mark.parametrize(
@@ -538,37 +561,37 @@ async def test_gone_is_not_tried_again(make: Make) -> None:
     ],
 )
 async def test_retry_after_is_respected_up_to_a_bound(
-    make: Make, clock: ManualClock, retry_after: str, pause_s: float
+    make: Make, clock: ManualClock, timers: Timers, retry_after: str, pause_s: float
 ) -> None:
     """A receiver may put off the next attempt by seconds or a date, not beyond an hour; nonsense changes nothing."""
-    webhooks = make(Script(Answer(503, retry_after), 200))
+    webhooks = make(Script(WebhookResponse(503, retry_after), 200))
     told = send(webhooks)
     await pausing(webhooks)
     clock.advance(pause_s - 0.5)
-    webhooks.wake()
+    timers.run()
     assert webhooks.statistics().pausing == 1
     clock.advance(0.5)
-    webhooks.wake()
+    timers.run()
     assert (await told.wait()).attempts == 2
 
 
-async def test_pauses_are_jittered_from_nothing_to_all(make: Make, clock: ManualClock) -> None:
-    """A pause is any part of the table's, as the dice say, so that what failed together does not come back together."""
+async def test_pauses_are_jittered_from_nothing_to_all(make: Make, clock: ManualClock, timers: Timers) -> None:
+    """A pause is any part of its bound, as the dice say, so that what failed together does not come back together."""
     webhooks = make(Script(500, 500, 200, 200), jitter=iter([0.25, 0.75]).__next__)
     told = [send(webhooks), send(webhooks)]
     await pausing(webhooks, 2)
     clock.advance(0.25)
-    webhooks.wake()
+    timers.run()
     assert webhooks.statistics().pausing == 1
     clock.advance(0.5)
-    webhooks.wake()
+    timers.run()
     for each in told:
-        assert (await each.wait()).outcome == Outcome.DELIVERED
+        assert (await each.wait()).outcome == DeliveryOutcome.DELIVERED
 
 
 async def test_a_timer_wakes_by_itself(clock: ManualClock, make: Make) -> None:
     """Nobody has to call ``wake``: a timer of the event loop does, for the earliest."""
-    webhooks = make(Script(500, 500, 200), jitter=iter([1.0, 0.001]).__next__, concurrency_max=1)
+    webhooks = make(Script(500, 500, 200), jitter=iter([1.0, 0.001]).__next__, threads_max=1)
     first, second = send(webhooks), send(webhooks)
     await pausing(webhooks, 2)
     clock.advance(0.001)
@@ -576,7 +599,9 @@ async def test_a_timer_wakes_by_itself(clock: ManualClock, make: Make) -> None:
     assert not first.given
 
 
-async def test_a_transport_that_raises_is_reported_and_tried_again(make: Make, clock: ManualClock) -> None:
+async def test_a_transport_that_raises_is_reported_and_tried_again(
+    make: Make, clock: ManualClock, timers: Timers
+) -> None:
     """A mistake of ours in the transport goes to the loop's exception handler; the push is not lost for it."""
     reported: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context["exception"]))
@@ -586,22 +611,22 @@ async def test_a_transport_that_raises_is_reported_and_tried_again(make: Make, c
     await pausing(webhooks)
     assert reported == [mistake]
     clock.advance(1)
-    webhooks.wake()
-    assert (await told.wait()).outcome == Outcome.DELIVERED
+    timers.run()
+    assert (await told.wait()).outcome == DeliveryOutcome.DELIVERED
 
 
 async def test_a_callback_that_raises_is_reported(make: Make) -> None:
     """What ``done`` raises goes to the loop's exception handler, and keeps no other push from being made."""
     reported: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context["exception"]))
-    webhooks = make(Script(200), concurrency_max=1)
+    webhooks = make(Script(200), threads_max=1)
     mistake = RuntimeError("a mistake")
 
-    def done(_delivery: Delivery) -> None:
+    def done(_delivery: DeliveryReport) -> None:
         raise mistake
 
     webhooks.send(URL, "job-1", b"", done)
-    assert (await send(webhooks, "job-2").wait()).outcome == Outcome.DELIVERED
+    assert (await send(webhooks, "job-2").wait()).outcome == DeliveryOutcome.DELIVERED
     assert reported == [mistake]
 
 
@@ -611,7 +636,7 @@ async def test_a_callback_that_raises_is_reported(make: Make) -> None:
 async def test_so_many_attempts_run_at_a_time_in_order(make: Make) -> None:
     """Beyond the bound pushes wait, and begin in the order in which they were sent."""
     gate = Gate(200)
-    webhooks = make(gate, concurrency_max=2)
+    webhooks = make(gate, threads_max=4)
     told = [send(webhooks, f"job-{number}") for number in range(5)]
     await until(lambda: len(gate.calls) == 2)
     await turns()
@@ -627,21 +652,50 @@ async def test_so_many_attempts_run_at_a_time_in_order(make: Make) -> None:
         await each.wait()
 
 
-async def test_pushes_between_attempts_take_no_turn(make: Make, clock: ManualClock) -> None:
+async def test_a_slow_receiver_leaves_threads_for_others(make: Make) -> None:
+    """A receiver that never answers has half of the threads, however much there is for it; the next has half of those that
+    are left, and so on: there is always one for somebody new."""
+    gate = Gate(200)
+    webhooks = make(gate, threads_max=8)
+    for name in ("slow", "slower", "slowest"):
+        for number in range(20):
+            send(webhooks, f"{name}-{number}", url=f"https://{name}.example/{number}")
+    send(webhooks, "quick", url="https://quick.example/hook")
+    await until(lambda: len(gate.calls) == 8)
+    counts = Counter(urlsplit(url).hostname for url, _, _ in gate.calls)
+    assert counts == {"slow.example": 4, "slower.example": 2, "slowest.example": 1, "quick.example": 1}
+    gate.let(61)
+    await until(lambda: webhooks.statistics().outcomes[DeliveryOutcome.DELIVERED] == 61)
+
+
+async def test_receivers_take_turns(make: Make) -> None:
+    """What waits for one receiver does not wait behind all that waits for another."""
+    gate = Gate(200)
+    webhooks = make(gate, threads_max=1)
+    for name in ("one", "one", "one", "two"):
+        send(webhooks, url=f"https://{name}.example/")
+    gate.let(4)
+    await until(lambda: webhooks.statistics().outcomes[DeliveryOutcome.DELIVERED] == 4)
+    assert [urlsplit(url).hostname for url, _, _ in gate.calls] == [
+        *("one.example", "one.example", "two.example", "one.example")
+    ]
+
+
+async def test_pushes_between_attempts_take_no_turn(make: Make, clock: ManualClock, timers: Timers) -> None:
     """While a push pauses, others run in its place."""
-    webhooks = make(Script(500, 200), concurrency_max=1)
+    webhooks = make(Script(500, 200), threads_max=1)
     first = send(webhooks)
     await pausing(webhooks)
-    assert (await send(webhooks, "job-2").wait()).outcome == Outcome.DELIVERED
+    assert (await send(webhooks, "job-2").wait()).outcome == DeliveryOutcome.DELIVERED
     clock.advance(1)
-    webhooks.wake()
-    assert (await first.wait()).outcome == Outcome.DELIVERED
+    timers.run()
+    assert (await first.wait()).outcome == DeliveryOutcome.DELIVERED
 
 
-async def test_more_pushes_than_are_held_are_refused(make: Make, clock: ManualClock) -> None:
+async def test_more_pushes_than_are_held_are_refused(make: Make, clock: ManualClock, timers: Timers) -> None:
     """Running, ready and pausing pushes count together; when one is over there is room again."""
     gate = Gate(500, 200)
-    webhooks = make(gate, concurrency_max=1, held_max=3)
+    webhooks = make(gate, threads_max=1, held_max=3)
     first = send(webhooks, "first")
     gate.let(1)
     await pausing(webhooks)
@@ -654,9 +708,9 @@ async def test_more_pushes_than_are_held_are_refused(make: Make, clock: ManualCl
     others.append(send(webhooks))
     gate.let(3)
     clock.advance(1)
-    webhooks.wake()
+    timers.run()
     for told in (first, *others):
-        assert (await told.wait()).outcome == Outcome.DELIVERED
+        assert (await told.wait()).outcome == DeliveryOutcome.DELIVERED
 
 
 async def test_more_bytes_than_are_held_are_refused(make: Make) -> None:
@@ -682,16 +736,16 @@ async def test_more_bytes_than_are_held_are_refused(make: Make) -> None:
 async def test_close_gives_back_what_is_not_over(make: Make) -> None:
     """What is ready, pauses or runs for too long is told that we are stopping; nothing is told twice, or taken any more."""
     gate = Gate(500)
-    webhooks = make(gate, concurrency_max=1, timeout_s=0.01)
+    webhooks = make(gate, threads_max=1, timeout_s=0.01)
     pauses = send(webhooks, "pauses")
     gate.let(1)
     await pausing(webhooks)
     runs, ready = send(webhooks, "runs"), send(webhooks, "ready")
     await until(lambda: len(gate.calls) == 2)
     await webhooks.close()
-    assert [(await told.wait()).outcome for told in (pauses, runs, ready)] == [Outcome.STOPPING] * 3
+    assert [(await told.wait()).outcome for told in (pauses, runs, ready)] == [DeliveryOutcome.STOPPING] * 3
     assert [(await told.wait()).attempts for told in (pauses, runs, ready)] == [1, 1, 0]
-    assert str(Outcome.STOPPING) == "given-up: stopping"
+    assert str(DeliveryOutcome.STOPPING) == "given-up: stopping"
     with pytest.raises(Overloaded) as refused:
         send(webhooks)
     assert refused.value.code == "closing"
@@ -707,9 +761,10 @@ async def test_close_gives_back_what_is_not_over(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "outcome"), [(200, Outcome.DELIVERED), (410, Outcome.GONE), (500, Outcome.STOPPING)]
+    ("status", "outcome"),
+    [(200, DeliveryOutcome.DELIVERED), (410, DeliveryOutcome.GONE), (500, DeliveryOutcome.STOPPING)],
 )
-async def test_close_waits_for_what_is_under_way(make: Make, status: int, outcome: Outcome) -> None:
+async def test_close_waits_for_what_is_under_way(make: Make, status: int, outcome: DeliveryOutcome) -> None:
     """An attempt that ends in time while we stop has its own outcome; a failed one is not tried again."""
     gate = Gate(status)
     webhooks = make(gate)
@@ -733,7 +788,7 @@ async def test_a_cancelled_close_still_tells_everybody(make: Make) -> None:
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await closing
-    assert told.result.outcome == Outcome.STOPPING
+    assert told.result.outcome == DeliveryOutcome.STOPPING
     gate.let(1)
     await turns()
 
@@ -801,7 +856,7 @@ async def test_a_push_over_loopback(make: Make, receiver: Receiver) -> None:
     webhooks = make(allow_private=True)
     body = b'{"text":"' + b"x" * 1_000_000 + b'"}'
     delivery = await send(webhooks, IDENTITY, body, f"http://127.0.0.1:{receiver.port}/a/b?c=d&e=%20#f").wait()
-    assert delivery == Delivery(IDENTITY, Outcome.DELIVERED, 1, 204, "The receiver answered with 204.")
+    assert delivery == DeliveryReport(IDENTITY, DeliveryOutcome.DELIVERED, 1, 204, "The receiver answered with 204.")
     [(path, headers, received)] = receiver.requests
     assert (path, received) == ("/a/b?c=d&e=%20", body)
     assert headers["Host"] == f"127.0.0.1:{receiver.port}"
@@ -814,7 +869,7 @@ async def test_a_name_may_have_an_address_that_does_not_answer(receiver: Receive
     direct = Direct(allow_private=True, resolve=lambda _host, _port: ["::1", "127.0.0.1"])
     webhooks = make(direct)
     delivery = await send(webhooks, url=f"http://receiver.example:{receiver.port}/").wait()
-    assert (delivery.outcome, delivery.attempts) == (Outcome.DELIVERED, 1)
+    assert (delivery.outcome, delivery.attempts) == (DeliveryOutcome.DELIVERED, 1)
     assert receiver.requests[0][1]["Host"] == f"receiver.example:{receiver.port}"
 
 
@@ -822,7 +877,7 @@ async def test_a_private_receiver_is_not_reached(make: Make, receiver: Receiver)
     """A name that turns out to be a private address is a failed attempt, and nothing arrives there."""
     webhooks = make(Direct(resolve=lambda _host, _port: ["127.0.0.1"]), attempts_max=1)
     delivery = await send(webhooks, url=f"http://receiver.example:{receiver.port}/").wait()
-    assert delivery.outcome == Outcome.GIVEN_UP
+    assert delivery.outcome == DeliveryOutcome.GIVEN_UP
     assert delivery.detail == "receiver.example has an address that is not public."
     assert not receiver.requests
 
@@ -833,11 +888,11 @@ async def test_a_redirect_is_not_followed(make: Make, receiver: Receiver, status
     receiver.answer = lambda handler: reply(handler, status, Location=f"http://127.0.0.1:{receiver.port}/other")
     webhooks = make(allow_private=True, attempts_max=1)
     delivery = await send(webhooks, url=f"http://127.0.0.1:{receiver.port}/hook").wait()
-    assert (delivery.outcome, delivery.status) == (Outcome.GIVEN_UP, status)
+    assert (delivery.outcome, delivery.status) == (DeliveryOutcome.GIVEN_UP, status)
     assert [path for path, _, _ in receiver.requests] == ["/hook"]
 
 
-async def test_retry_after_comes_through(make: Make, receiver: Receiver, clock: ManualClock) -> None:
+async def test_retry_after_comes_through(make: Make, receiver: Receiver, clock: ManualClock, timers: Timers) -> None:
     """The header field of a real answer is respected."""
     receiver.answer = lambda handler: reply(handler, 503, Retry_After="40")
     webhooks = make(allow_private=True)
@@ -845,11 +900,11 @@ async def test_retry_after_comes_through(make: Make, receiver: Receiver, clock: 
     await pausing(webhooks)
     receiver.answer = lambda handler: reply(handler, 200)
     clock.advance(39)
-    webhooks.wake()
+    timers.run()
     assert webhooks.statistics().pausing == 1
     clock.advance(1)
-    webhooks.wake()
-    assert (await told.wait()).outcome == Outcome.DELIVERED
+    timers.run()
+    assert (await told.wait()).outcome == DeliveryOutcome.DELIVERED
 
 
 def wait(event: threading.Event) -> None:
@@ -859,8 +914,8 @@ def wait(event: threading.Event) -> None:
 def test_a_receiver_that_says_nothing_times_out(receiver: Receiver) -> None:
     """An answer that does not come is a failed attempt."""
     receiver.answer = lambda _handler: wait(receiver.stopped)
-    with pytest.raises(Unreachable, match="TimeoutError"):
-        Direct(allow_private=True, timeout_s=0.05)(f"http://127.0.0.1:{receiver.port}/", {}, b"{}")
+    with pytest.raises(NoResponse, match="TimeoutError"):
+        Direct(allow_private=True)(f"http://127.0.0.1:{receiver.port}/", {}, b"{}", 0.05)
 
 
 def test_a_receiver_that_answers_byte_by_byte_times_out(receiver: Receiver) -> None:
@@ -872,16 +927,16 @@ def test_a_receiver_that_answers_byte_by_byte_times_out(receiver: Receiver) -> N
             handler.wfile.write(b"x")
 
     receiver.answer = drip
-    with pytest.raises(Unreachable, match="TimeoutError"):
-        Direct(allow_private=True, timeout_s=0.1)(f"http://127.0.0.1:{receiver.port}/", {}, b"{}")
+    with pytest.raises(NoResponse, match="TimeoutError"):
+        Direct(allow_private=True)(f"http://127.0.0.1:{receiver.port}/", {}, b"{}", 0.1)
 
 
 def test_a_receiver_that_does_not_read_times_out() -> None:
     """A body that is not taken is a failed attempt, too."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        with pytest.raises(Unreachable, match="TimeoutError"):
-            Direct(allow_private=True, timeout_s=0.05)(url, {}, bytes(64 * 1024 * 1024))
+        with pytest.raises(NoResponse, match="TimeoutError"):
+            Direct(allow_private=True)(url, {}, bytes(64 * 1024 * 1024), 0.05)
 
 
 def test_an_endless_answer_is_not_read(receiver: Receiver) -> None:
@@ -893,8 +948,8 @@ def test_an_endless_answer_is_not_read(receiver: Receiver) -> None:
             handler.wfile.write(bytes(1024))
 
     receiver.answer = endless
-    direct = Direct(allow_private=True, timeout_s=30)
-    answer = direct(f"http://127.0.0.1:{receiver.port}/", {}, b"{}")
+    direct = Direct(allow_private=True)
+    answer = direct(f"http://127.0.0.1:{receiver.port}/", {}, b"{}", 30)
     assert (answer.status, len(answer.body)) == (200, RESPONSE_BYTES_MAX)
     receiver.answer = lambda handler: write(handler, b"HTTP/1.1 202 Accepted\r\nContent-Length: 5\r\n\r\nab")
     assert direct(f"http://127.0.0.1:{receiver.port}/", {}, b"{}").status == 202
@@ -906,7 +961,7 @@ def test_an_endless_answer_is_not_read(receiver: Receiver) -> None:
 def test_what_is_not_http_is_a_failed_attempt(receiver: Receiver, answer: bytes) -> None:
     """A receiver that speaks something else is unreachable, and its words are not passed on at length."""
     receiver.answer = lambda handler: write(handler, answer)
-    with pytest.raises(Unreachable) as failed:
+    with pytest.raises(NoResponse) as failed:
         Direct(allow_private=True)(f"http://127.0.0.1:{receiver.port}/", {}, b"{}")
     assert len(str(failed.value)) <= 200
 
@@ -919,9 +974,9 @@ def test_a_closed_port_and_an_unknown_name_are_failed_attempts() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with pytest.raises(Unreachable, match="ConnectionRefusedError"):
+    with pytest.raises(NoResponse, match="ConnectionRefusedError"):
         Direct(allow_private=True)(f"http://127.0.0.1:{port}/", {}, b"")
-    with pytest.raises(Unreachable, match="gaierror"):
+    with pytest.raises(NoResponse, match="gaierror"):
         Direct(resolve=unknown)(URL, {}, b"")
 
 
@@ -948,8 +1003,8 @@ async def test_a_push_over_tls_checks_the_name(make: Make, tmp_path: Path) -> No
         wrong = await send(webhooks, url=f"https://other.example:{receiver.port}/").wait()
     finally:
         receiver.stop()
-    assert (right.outcome, right.status) == (Outcome.DELIVERED, 204)
-    assert wrong.outcome == Outcome.GIVEN_UP
+    assert (right.outcome, right.status) == (DeliveryOutcome.DELIVERED, 204)
+    assert wrong.outcome == DeliveryOutcome.GIVEN_UP
     assert "certificate" in wrong.detail
     assert asked == ["receiver.example", "other.example"]
     assert len(receiver.requests) == 1

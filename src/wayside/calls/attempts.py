@@ -17,6 +17,7 @@ from typing import Any
 from wayside.calls.call import AttemptOutcome, CallState, Event, ServiceCall, encode, fields_of, plain
 from wayside.calls.ledger import Ledger
 from wayside.calls.queue import Queued, Service, ServiceSpec, Worker
+from wayside.core.backoff import Backoff
 from wayside.core.callbacks import Done, guarded
 from wayside.core.clock import Clock
 from wayside.core.codecs import Payload
@@ -315,7 +316,7 @@ class Attempts:
 
     def _pause_s(self, call: ServiceCall, spec: ServiceSpec) -> float:
         """Before its next attempt: anything up to a bound that doubles with each failure."""
-        return self.random.uniform(0, min(spec.backoff_s_max, spec.backoff_s * 2.0 ** min(call.failures, 64)))
+        return Backoff(spec.backoff_s, spec.backoff_s_max, self.random.random).delay_s(call.failures + 1)
 
     def _requeue(self, call: ServiceCall, event: Event, delay_s: float, ack: Done | None) -> None:
         """Another attempt is due."""

@@ -18,11 +18,11 @@ from wayside.calls.call import KEYED, CallState, ServiceCall, may_be_before
 from wayside.calls.ledger import CALLS
 from wayside.calls.queue import ServiceSpec
 from wayside.calls.services import Calls
-from wayside.calls.workers import Leases
+from wayside.calls.workers import WorkerLeases
 from wayside.core.callbacks import Done
 from wayside.core.errors import BadRequest, Refusal
 from wayside.core.records import JSON, Append, Create, StreamConfig
-from wayside.webhooks.standard import Delivery, Outcome, Webhooks
+from wayside.webhooks.standard import DeliveryOutcome, DeliveryReport, Webhooks
 
 __all__ = ["Keeping"]
 
@@ -51,7 +51,7 @@ class Keeping:
     """Works for ``calls``, whose callbacks its :meth:`declared`, :meth:`check`, :meth:`ending` and :meth:`ended` are to be.
     ``webhooks`` None: nobody can ask to be told of an end."""
 
-    def __init__(self, calls: Calls, leases: Leases, webhooks: Webhooks | None) -> None:
+    def __init__(self, calls: Calls, leases: WorkerLeases, webhooks: Webhooks | None) -> None:
         self._calls = calls
         self._leases = leases
         self._log = calls.log
@@ -94,11 +94,6 @@ class Keeping:
                 at = batch.end
                 for record in batch.records:
                     yield record
-
-    def wake(self) -> None:
-        """Send what is due: for whoever moves the clock by hand."""
-        if self._webhooks is not None:
-            self._webhooks.wake()
 
     async def stop(self) -> None:
         self._stopped = True
@@ -172,11 +167,11 @@ class Keeping:
             else:
                 self._append(CALLBACKS, _Callback(call.id, outcome=refusal.code))
 
-    def _sent(self, identity: str, delivery: Delivery) -> None:
-        if delivery.outcome is not Outcome.STOPPING and not self._stopped:
-            self._append(CALLBACKS, _Callback(identity, outcome=delivery.outcome.value))
-            if delivery.outcome is not Outcome.DELIVERED:
-                _log.warning("callback failed", call=identity, outcome=delivery.outcome.value, detail=delivery.detail)
+    def _sent(self, identity: str, report: DeliveryReport) -> None:
+        if report.outcome is not DeliveryOutcome.STOPPING and not self._stopped:
+            self._append(CALLBACKS, _Callback(identity, outcome=report.outcome.value))
+            if report.outcome is not DeliveryOutcome.DELIVERED:
+                _log.warning("callback failed", call=identity, outcome=report.outcome.value, detail=report.detail)
 
     def _resend(self, identity: str) -> None:
         async def resend() -> None:

@@ -17,6 +17,7 @@ import msgspec
 from wayside.calls.call import ServiceCall
 from wayside.core.codecs import Payload
 from wayside.core.errors import BadRequest
+from wayside.core.lease import Lease
 
 __all__ = ["NAME", "Queued", "Service", "ServiceSpec", "Worker", "WorkerLink", "spec_of", "worker_name"]
 
@@ -81,7 +82,7 @@ class WorkerLink(Protocol):
 class Worker:
     """A worker as the hub knows it: over all its connections, until its lease ends."""
 
-    __slots__ = ("capacity", "held", "id", "lease_s", "link", "renewed", "services", "stopping")
+    __slots__ = ("capacity", "held", "id", "lease", "link", "services", "stopping")
 
     def __init__(self, identity: str, services: list[str], capacity: int, link: WorkerLink | None) -> None:
         self.id = identity
@@ -91,15 +92,18 @@ class Worker:
         """None while it is not connected."""
         self.held: dict[str, ServiceCall] = {}
         self.stopping = False
-        self.lease_s = 0.0
-        """0: it lives as long as the hub."""
-        self.renewed = 0.0
-        """When its lease was renewed last (monotonic)."""
+        self.lease: Lease[Worker] | None = None
+        """None: it lives as long as the hub."""
+
+    @property
+    def lease_s(self) -> float:
+        """How long its lease lasts from each renewal on."""
+        return self.lease.seconds if self.lease is not None else 0.0
 
     @property
     def stays(self) -> bool:
         """Whether it goes on until the hub itself ends: it is in the same process."""
-        return not self.lease_s and not self.stopping
+        return self.lease is None and not self.stopping
 
     @property
     def free(self) -> int:

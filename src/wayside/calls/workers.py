@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 
 from wayside.calls.call import AttemptOutcome, CallState, ServiceCall
 from wayside.calls.ledger import CALLS
 from wayside.calls.queue import ServiceSpec, Worker, worker_name
 from wayside.calls.services import Calls
 from wayside.core.errors import CallFailed, Fenced
+from wayside.core.lease import Lease, Leases
 
-__all__ = ["LOCAL", "Leases"]
+__all__ = ["LOCAL", "WorkerLeases"]
 
 LOCAL = "hub-"
 """Workers in the hub's own process: they end with it."""
 
 
-class Leases:
+class WorkerLeases:
     """The workers of ``calls`` that have a lease. A lease runs on the monotonic clock."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
+        self._leases: Leases[Lease[Worker]] = Leases(calls.clock, calls.timers, self._over)
 
     def lost(self, worker: Worker, held: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
         """What a worker that is back says it holds, and does not."""
@@ -48,6 +49,8 @@ class Leases:
     def leave(self, worker: Worker, reason: str) -> None:
         """A worker is no more: what it held has failed."""
         self._calls.workers.pop(worker.id, None)
+        if worker.lease is not None:
+            self._leases.end(worker.lease)
         worker.link = None
         worker.stopping = True
         for name in worker.services:
@@ -93,20 +96,14 @@ class Leases:
         worker = self._calls.workers.get(name)
         if worker is None:
             worker = self._calls.workers[name] = Worker(name, [], 0, None)
-            worker.lease_s = 0.0 if name.startswith(LOCAL) else self._calls.limits.lease_s
-            self._calls.timers.after(worker.lease_s, partial(self._look, worker))
-        worker.renewed = self._calls.clock.monotonic()
+            worker.lease = Lease(worker, 0.0 if name.startswith(LOCAL) else self._calls.limits.lease_s)
+        if worker.lease is not None:
+            self._leases.renew(worker.lease)
         return worker
 
-    def _look(self, worker: Worker) -> None:
-        """A lease may be over: then the worker is lost."""
-        if self._calls.workers.get(worker.id) is not worker:
-            return
-        left_s = worker.renewed + worker.lease_s - self._calls.clock.monotonic()
-        if left_s > 0:
-            self._calls.timers.after(left_s, partial(self._look, worker))
-        else:
-            self.leave(worker, "its lease was not renewed" if worker.lease_s else "the hub's own process ended")
+    def _over(self, leases: list[Lease[Worker]]) -> None:
+        for lease in leases:
+            self.leave(lease.holder, "its lease was not renewed" if lease.seconds else "the hub's own process ended")
 
     def renew(self, identity: str) -> float:
         """A worker lives, by the id that it made up: its lease begins anew. Returns its length in seconds. Raises

@@ -173,7 +173,7 @@ class Dispatch:
         member.credit -= sum(len(part.records) for part in parts)
         member.taken = member.once
         self._journal.note(event, partial(self._granted, member, event, parts))
-        self._schedule.watch(state.leases[event.lease][0])
+        self._schedule.leases.renew(state.leases[event.lease][0])
         for number in {part.number for part in parts}:
             self._reading.hold(state.partitions[number])
         self._hold_parked(event)

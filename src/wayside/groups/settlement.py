@@ -7,7 +7,6 @@ back, and to whom, is left to others.
 from __future__ import annotations
 
 import math
-import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -15,6 +14,7 @@ from itertools import pairwise
 
 import msgspec
 
+from wayside.core.backoff import Backoff
 from wayside.core.callbacks import Done
 from wayside.core.clock import Clock
 from wayside.core.errors import BadRequest, Conflict, LeaseFenced
@@ -23,7 +23,7 @@ from wayside.groups.events import DOOMED, Acked, Event, Extended, Nacked, Waitin
 from wayside.groups.journal import Journal
 from wayside.groups.reading import Reading
 from wayside.groups.schedule import Schedule
-from wayside.groups.state import Lease, Partition
+from wayside.groups.state import Partition, RecordLease
 from wayside.link.frames import Ack, Nack, Publish, Refused, Settled, Settlement
 from wayside.streams.contract import Log
 
@@ -58,7 +58,6 @@ class Settler:
         self._require_open = require_open
         self._requeue = requeue
         self._wake = wake
-        self._random = random.Random()
 
     # -- in the place of members
 
@@ -67,7 +66,7 @@ class Settler:
         held = [(n, at, each.epoch, 0) for each, n, at in self._journal.state.held() if each.epoch == lease]
         self._give_back(held, "its member left")
 
-    def expire(self, leases: Sequence[Lease]) -> None:
+    def expire(self, leases: Sequence[RecordLease]) -> None:
         """Leases were not extended."""
         over = {id(lease): lease for lease in leases}
         entries: dict[str, list[tuple[int, int, int, int]]] = {}
@@ -108,11 +107,11 @@ class Settler:
         for number, position, _, _ in entries:
             self._requeue(number, self._journal.state.partitions[number].waiting[position])
 
-    def _backoff_ms(self, lease: Lease, number: int, position: int) -> int:
+    def _backoff_ms(self, lease: RecordLease, number: int, position: int) -> int:
         past = lease.past.get((number, position)) if lease.past else None
         spec = self._journal.state.spec
-        longest = min(spec.backoff_s_max, spec.backoff_s * 2.0 ** min(past.failures if past else 0, 64))
-        return round(self._random.uniform(0, longest) * 1000)
+        backoff = Backoff(spec.backoff_s, spec.backoff_s_max)
+        return round(backoff.delay_s(past.failures + 1 if past else 1) * 1000)
 
     # -- what members say
 
@@ -248,11 +247,11 @@ class Settler:
                 self._reading.hold(partition)
         for extension in extended:
             number, first, _ = extension.runs[0]
-            self._schedule.watch(state.partitions[number].leased[first])
+            self._schedule.leases.renew(state.partitions[number].leased[first])
         self._wake()
 
 
-def _why(partition: Partition, position: int, lease: Lease | None) -> str:
+def _why(partition: Partition, position: int, lease: RecordLease | None) -> str:
     if lease is not None or position in partition.waiting or position in partition.parked:
         return "lease-fenced"
     return "not-delivered" if position >= partition.next else "already-settled"

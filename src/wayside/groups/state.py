@@ -9,6 +9,7 @@ log. Deadlines of leases are not kept: they are on the monotonic clock of whoeve
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -38,26 +39,30 @@ from wayside.groups.events import (
     Waiting,
 )
 
-__all__ = ["GroupState", "Lease", "Member", "MemberLink", "Partition"]
+__all__ = ["GroupState", "RecordLease", "Member", "MemberLink", "Partition"]
 
 
+ENDED = -math.inf
+"""The deadline of a lease that has no records any more, as :mod:`wayside.core.lease` has it."""
 DEAD_MAX = 10_000
 """Dead records that a group remembers; older ones are only where they were put."""
 STEPS_MAX = 1000
 """Positions that are looked at one by one for the first outstanding record; it is farther behind a gap only."""
 
 
-class Lease:
+class RecordLease:
     """What one member was given at one time. ``epoch`` is its number; no two leases of a group have the same."""
 
-    __slots__ = ("count", "deadline", "epoch", "keys", "member", "past", "seconds")
+    __slots__ = ("count", "deadline", "epoch", "keys", "member", "past", "queued", "seconds")
 
     def __init__(self, epoch: int, member: str, seconds: float) -> None:
         self.epoch = epoch
         self.member = member
         self.seconds = seconds
-        self.deadline = 0.0
+        self.deadline = ENDED
         """On the monotonic clock; whoever runs the group sets it."""
+        self.queued = math.inf
+        """When it is looked at next: for :class:`wayside.core.lease.Leases`."""
         self.count = 0
         """Records that it still has."""
         self.past: dict[tuple[int, int], Waiting] | None = None
@@ -81,7 +86,7 @@ class Partition:
         """The first position that was never delivered or parked."""
         self.floor = position
         """Everything before is settled."""
-        self.leased: dict[int, Lease] = {}
+        self.leased: dict[int, RecordLease] = {}
         self.waiting: dict[int, Waiting] = {}
         self.parked: dict[int, str] = {}
         """Position to key."""
@@ -115,7 +120,7 @@ class GroupState:
         self.spec = spec
         self.partitions: dict[int, Partition] = {}
         self.by_path: dict[str, Partition] = {}
-        self.leases: dict[int, list[Lease]] = {}
+        self.leases: dict[int, list[RecordLease]] = {}
         """By epoch; several where a part of one was extended."""
         self.lines: dict[str, deque[tuple[int, int]]] = {}
         """Keys of which a record is under way, with those parked behind it, in order."""
@@ -139,7 +144,7 @@ class GroupState:
         self.numbers_next = max(self.numbers_next, event.number + 1)
 
     def _leased(self, event: Leased) -> None:
-        lease = Lease(event.lease, event.member, event.seconds)
+        lease = RecordLease(event.lease, event.member, event.seconds)
         self.leases[event.lease] = [lease]
         self.leases_next = max(self.leases_next, event.lease + 1)
         keys = iter(event.keys)
@@ -193,7 +198,7 @@ class GroupState:
                 return
             free.popleft()
 
-    def _take_key(self, lease: Lease, number: int, position: int, key: str | None) -> None:
+    def _take_key(self, lease: RecordLease, number: int, position: int, key: str | None) -> None:
         if key is not None:
             if lease.keys is None:
                 lease.keys = {}
@@ -235,7 +240,7 @@ class GroupState:
             )
             self.counts["failed"] += event.failed
 
-    def _let_go(self, lease: Lease, count: int = 1) -> None:
+    def _let_go(self, lease: RecordLease, count: int = 1) -> None:
         lease.count -= count
         self.in_flight -= count
         left = self.member_in_flight[lease.member] - count
@@ -244,6 +249,7 @@ class GroupState:
         else:
             del self.member_in_flight[lease.member]
         if not lease.count:
+            lease.deadline = ENDED
             parts = self.leases[lease.epoch]
             parts.remove(lease)
             if not parts:
@@ -295,7 +301,7 @@ class GroupState:
         if len(parts) == 1 and parts[0].count == total:
             parts[0].seconds = event.seconds
             return
-        new = Lease(event.lease, parts[0].member, event.seconds)
+        new = RecordLease(event.lease, parts[0].member, event.seconds)
         for number, first, count in event.runs:
             leased = self.partitions[number].leased
             for position in range(first, first + count):
@@ -310,6 +316,9 @@ class GroupState:
                 if old.keys and at in old.keys:
                     new.keys = new.keys or {}
                     new.keys[at] = old.keys.pop(at)
+        for part in parts:
+            if not part.count:
+                part.deadline = ENDED
         self.leases[event.lease] = [*(part for part in parts if part.count), new]
 
     def _passed(self, event: Passed) -> None:
@@ -389,7 +398,7 @@ class GroupState:
 
     # -- looking
 
-    def held(self) -> Iterator[tuple[Lease, int, int]]:
+    def held(self) -> Iterator[tuple[RecordLease, int, int]]:
         """Every record that is leased: its lease, partition and position."""
         for partition in self.partitions.values():
             for position, lease in partition.leased.items():
@@ -445,7 +454,7 @@ class GroupState:
                 if waiting.key is not None:
                     state.lines.setdefault(waiting.key, deque())
         for held in snapshot.leases:
-            lease = Lease(held.lease, held.member, held.seconds)
+            lease = RecordLease(held.lease, held.member, held.seconds)
             state.leases.setdefault(held.lease, []).append(lease)
             for number, position, deliveries, failures, key, copy in held.held:
                 state.partitions[number].leased[position] = lease

@@ -8,31 +8,27 @@ protocol binding, section 3.1).
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 from urllib.parse import quote
 
 import msgspec
 import structlog
 
-from wayside.core.callbacks import Done, report
-from wayside.core.clock import Clock
+from wayside.core.callbacks import Done
 from wayside.core.errors import Refusal
+from wayside.core.schedule import Timer, Timers
 from wayside.groups.events import GroupSpec
 from wayside.groups.group import Group
 from wayside.groups.state import Member
 from wayside.link.frames import Ack, Extend, Nack, Part, Settlement
-from wayside.webhooks.post import Answer, Transport, Unreachable, target_of
-from wayside.webhooks.standard import retry_after_s, sign
+from wayside.webhooks.post import NoResponse, Posting, WebhookResponse
+from wayside.webhooks.standard import Webhooks
 
 __all__ = ["GroupPush", "headers_of"]
 
-THREADS_MAX = 64
-"""Requests under way, over all groups."""
 MEMBER = "webhook"
 """The member's name in receipts."""
 DETAIL_CHARS_MAX = 200
@@ -43,29 +39,13 @@ _log = structlog.get_logger("wayside.groups")
 
 
 class GroupPush:
-    """The webhooks of all groups. ``put`` gives a group other settings; ``transport`` makes one attempt, in a thread."""
+    """The webhooks of all groups. ``put`` gives a group other settings."""
 
-    def __init__(
-        self,
-        clock: Clock,
-        put: Callable[[str, GroupSpec, Done], None],
-        *,
-        secrets: Sequence[str],
-        allow_private: bool,
-        transport: Transport,
-    ) -> None:
-        self._clock = clock
+    def __init__(self, put: Callable[[str, GroupSpec, Done], None], webhooks: Webhooks, timers: Timers) -> None:
+        self.webhooks = webhooks
+        self.timers = timers
         self._put = put
-        self._secrets = tuple(secrets)
-        self._allow_private = allow_private
-        self.transport = transport
-        self._threads = ThreadPoolExecutor(THREADS_MAX, "wayside-group-push")
         self._receivers: dict[str, _Receiver] = {}
-        self.stopped = False
-
-    def check(self, url: str) -> None:
-        """Raise :class:`BadRequest` for a URL that is not pushed to."""
-        target_of(url, allow_private=self._allow_private)
 
     def specified(self, group: Group) -> None:
         """A group is new, has changed, or is no more."""
@@ -80,11 +60,10 @@ class GroupPush:
             self._receivers[group.name] = _Receiver(self, group)
 
     def stop(self) -> None:
-        self.stopped = True
+        """Begin no more requests; what waits for its turn, or is under way, is for the next hub."""
         for receiver in self._receivers.values():
             receiver.stop(give_back=True)
         self._receivers.clear()
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def disable(self, group: Group, reason: str) -> None:
         """The receiver wants no more."""
@@ -92,26 +71,20 @@ class GroupPush:
         spec = msgspec.structs.replace(group.spec, webhook_disabled=reason)
         self._put(group.name, spec, lambda _result: None)
 
-    def post(self, url: str, headers: Mapping[str, str], body: bytes) -> asyncio.Future[Answer]:
-        loop = asyncio.get_running_loop()
-        return loop.run_in_executor(self._threads, self.transport, url, headers, body)
 
-    def headers(self, group: Group, part: Part, index: int) -> dict[str, str]:
-        """Those of one attempt."""
-        identity = _identity(group.name, part, index)
-        seconds = self._clock.wall_ms() // 1000
-        body = part.records[index]
-        signatures = " ".join(sign(secret, identity, seconds, body) for secret in self._secrets)
-        return {
-            "webhook-id": identity,
-            "webhook-timestamp": str(seconds),
-            "webhook-signature": signatures,
-            **headers_of(group.name, part, index, cloudevents=group.spec.cloudevents),
-        }
+class _Request:
+    """One record on its way."""
 
-    @property
-    def now_s(self) -> float:
-        return self._clock.wall_ms() / 1000
+    __slots__ = ("lease", "number", "position", "posting")
+
+    def __init__(self, number: int, position: int, lease: int) -> None:
+        self.number = number
+        self.position = position
+        self.lease = lease
+        self.posting: Posting | None = None
+
+    def nack(self, kind: str, delay_s: float | None, reason: str) -> Settlement:
+        return Settlement([], [Nack(self.number, self.position, self.lease, kind, delay_s, reason)])
 
 
 class _Receiver:
@@ -123,7 +96,10 @@ class _Receiver:
         self._url = group.spec.webhook
         self._concurrency = group.spec.webhook_concurrency
         self._member = Member(MEMBER, self, self._concurrency)
-        self._running: set[asyncio.Future[Any]] = set()
+        self._running: set[_Request] = set()
+        self._extending: Timer | None = None
+        self._lease_s = 0.0
+        """The shortest lease of what runs."""
         group.join(self._member)
 
     def stale(self, group: Group) -> bool:
@@ -138,43 +114,47 @@ class _Receiver:
         """Begin no more requests. Those under way go on to their ends, which count, unless their records are given back."""
         if self._member.link is not None:
             self._group.leave(self._member, give_back=give_back)
+        if give_back:
+            for request in self._running:
+                if request.posting is not None:
+                    request.posting.cancel()
+            self._running.clear()
 
     def ended(self, _error: Exception) -> None:
         return None
 
     def deliver(self, lease: int, seconds: float, parts: list[Part]) -> None:
+        group, webhooks = self._group, self._push.webhooks
         for part in parts:
-            for index in range(len(part.records)):
-                task = asyncio.get_running_loop().create_task(self._attempt(lease, seconds, part, index))
-                self._running.add(task)
-                task.add_done_callback(self._running.discard)
+            for index, record in enumerate(part.records):
+                request = _Request(part.number, part.first + index, lease)
+                self._running.add(request)
+                headers = partial(headers_of, group.name, part, index, cloudevents=group.spec.cloudevents)
+                identity = _identity(group.name, part, index)
+                answered = partial(self._answered, request)
+                request.posting = webhooks.post(self._url, identity, record, headers, answered)
+        if self._extending is not None and seconds < self._lease_s:
+            self._extending.cancel()
+            self._extending = None
+        if self._extending is None:
+            self._extend_in(seconds)
 
-    async def _attempt(self, lease: int, seconds: float, part: Part, index: int) -> None:
-        group, position = self._group, part.first + index
-        keeping = asyncio.get_running_loop().create_task(self._keep(lease, seconds, part.number, position))
-        nack: Nack | None = None
-        try:
-            answer = await self._push.post(self._url, self._push.headers(group, part, index), part.records[index])
-        except Unreachable as error:
-            nack = Nack(part.number, position, lease, "failed", None, str(error)[:DETAIL_CHARS_MAX])
-        except Exception as error:
-            if self._push.stopped:
-                nack = Nack(part.number, position, lease, "released", None, "the hub stops")
-            else:  # a record that cannot be made a request must not cost the group a request for ever
-                report(error, self._attempt)
-                reason = f"{type(error).__name__}: {error}"[:DETAIL_CHARS_MAX]
-                nack = Nack(part.number, position, lease, "failed", None, reason)
-        else:
-            if answer.status == 410:
-                nack = self._gone(part.number, position, lease)
-            elif not 200 <= answer.status < 300:
-                nack = Nack(part.number, position, lease, "failed", self._after(answer), f"HTTP {answer.status}")
-        finally:
-            keeping.cancel()
+    def _answered(self, request: _Request, result: WebhookResponse | NoResponse) -> None:
+        if request not in self._running:
+            return  # it was given back
+        self._running.discard(request)
+        if isinstance(result, NoResponse):
+            settlement = request.nack("failed", None, str(result)[:DETAIL_CHARS_MAX])
+        elif result.ok:
+            settlement = Settlement([Ack(request.number, request.position, 1, request.lease)])
+        elif result.status == 410:
+            settlement = self._gone(request)
+        else:  # put off by more than nothing, or by the group's backoff
+            settlement = request.nack("failed", self._push.webhooks.after_s(result) or None, f"HTTP {result.status}")
         self._member.credit += 1
-        self._settle(Settlement([Ack(part.number, position, 1, lease)]) if nack is None else Settlement([], [nack]))
+        self._settle(settlement)
 
-    def _gone(self, number: int, position: int, lease: int) -> Nack:
+    def _gone(self, request: _Request) -> Settlement:
         """The receiver wants no more: what that makes of the record."""
         reason = "the receiver answered 410: it wants no more"
         try:
@@ -182,20 +162,20 @@ class _Receiver:
                 self._push.disable(self._group, reason)
         except Refusal as refusal:  # it is asked again, and not at once
             _log.warning("webhook-not-disabled", group=self._group.name, error=refusal.detail)
-            return Nack(number, position, lease, "released", STUCK_S, reason)
-        return Nack(number, position, lease, "released", None, reason)
+            return request.nack("released", STUCK_S, reason)
+        return request.nack("released", None, reason)
 
-    def _after(self, answer: Answer) -> float | None:
-        """What the receiver wishes, where it is more than nothing; else the group's backoff."""
-        if answer.retry_after is None:
-            return None
-        return retry_after_s(answer.retry_after, self._push.now_s) or None
+    def _extend_in(self, lease_s: float) -> None:
+        """Leases last as long as the requests: extend all of them long before they end."""
+        self._lease_s = lease_s
+        self._extending = self._push.timers.after(lease_s / 3, self._extend)
 
-    async def _keep(self, lease: int, seconds: float, number: int, position: int) -> None:
-        """The lease lasts as long as the request."""
-        while True:
-            await asyncio.sleep(seconds / 3)
-            self._settle(Settlement([], [], [Extend(number, position, 1, lease)]))
+    def _extend(self) -> None:
+        self._extending = None
+        if self._running:
+            extends = [Extend(each.number, each.position, 1, each.lease) for each in self._running]
+            self._settle(Settlement([], [], extends))
+            self._extend_in(self._group.spec.lease_s)
 
     def _settle(self, settlement: Settlement) -> None:
         try:

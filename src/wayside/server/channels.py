@@ -12,7 +12,7 @@ import msgspec
 from wayside.calls.call import AttemptOutcome, CallState, ServiceCall
 from wayside.calls.queue import Worker, spec_of, worker_name
 from wayside.calls.services import Calls
-from wayside.calls.workers import LOCAL, Leases
+from wayside.calls.workers import LOCAL, WorkerLeases
 from wayside.core.callbacks import report
 from wayside.core.codecs import Payload
 from wayside.core.errors import BadRequest, Overloaded, Refusal, TooLarge, Unsupported
@@ -348,7 +348,7 @@ class ChannelWorker:
 
     __slots__ = ("_calls", "_leases", "_put", "_settle", "worker")
 
-    def __init__(self, peer: Channelling, calls: Calls, leases: Leases) -> None:
+    def __init__(self, peer: Channelling, calls: Calls, leases: WorkerLeases) -> None:
         self._put: Callable[[Any], None] = peer.put
         self._settle: Callable[[], None] = peer.settle
         self._calls = calls

@@ -16,11 +16,12 @@ import msgspec
 from wayside.core.callbacks import Done
 from wayside.core.clock import Clock
 from wayside.core.errors import BadRequest, NotFound, Refusal, TooMany
+from wayside.core.lease import Lease, Leases
 from wayside.core.records import JSON, Append, Create, Durability, StreamConfig, require_public
-from wayside.core.schedule import Timer, Timers
+from wayside.core.schedule import Timers
 from wayside.streams.contract import Log, StreamView
 
-__all__ = ["PRESENCE", "Member", "Presence", "PresenceEvent", "Presences", "event_at"]
+__all__ = ["PRESENCE", "Presence", "PresenceEvent", "Presences", "PresentMember", "event_at"]
 
 PRESENCE = "__presence/"
 """Where the streams of joins and leaves are."""
@@ -34,7 +35,7 @@ STREAMS_FULL = 10
 _CONFIG = StreamConfig(JSON, Durability.MEMORY, ttl_s=TTL_S, retention_bytes=RETENTION_BYTES)
 
 
-class Member(msgspec.Struct, frozen=True):
+class PresentMember(msgspec.Struct, frozen=True):
     """One who is present."""
 
     member: str
@@ -62,22 +63,22 @@ class Presences(msgspec.Struct, frozen=True):
     stream: str
     offset: str
     """Where to read on for joins and leaves after this."""
-    members: list[Member]
+    members: list[PresentMember]
 
 
 class _Present:
     """A member at one stream."""
 
-    __slots__ = ("held", "leases", "name", "seen_ms", "since_ms", "timer")
+    __slots__ = ("connections", "name", "path", "seen_ms", "since_ms", "ways")
 
-    def __init__(self, name: str, now_ms: int) -> None:
+    def __init__(self, path: str, name: str, now_ms: int) -> None:
+        self.path = path
         self.name = name
         self.since_ms = self.seen_ms = now_ms
-        self.held: dict[str, int] = {}
-        """Open connections, by way."""
-        self.leases: dict[str, float] = {}
-        """Monotonic time at which each way's lease ends, unless it is held."""
-        self.timer: Timer | None = None
+        self.ways: dict[str, Lease[tuple[_Present, str]]] = {}
+        """A lease for each way by which it reads; held while it is connected that way."""
+        self.connections: dict[str, int] = {}
+        """Those that are open, by way."""
 
 
 class _Stay:
@@ -102,14 +103,16 @@ class Presence:
 
     def __init__(self, log: Log, timers: Timers, clock: Clock) -> None:
         self._log = log
-        self._timers = timers
         self._clock = clock
         self._lease_s = log.limits.presence_lease_s
         self._members_max = log.limits.presence_members_max
         self._streams: dict[str, dict[str, _Present]] = {}
+        self._leases: Leases[Lease[tuple[_Present, str]]] = Leases(clock, timers, self._over)
         self._stopped = False
         self.count = 0
         """Members over all streams."""
+        self.connections = 0
+        """Of all members, those that are open."""
 
     def __repr__(self) -> str:
         return f"<Presence {self.count} members at {len(self._streams)} streams>"
@@ -117,6 +120,7 @@ class Presence:
     def stop(self) -> None:
         """The hub stops: nobody leaves any more."""
         self._stopped = True
+        self._leases.clear()
 
     # -- coming and going
 
@@ -133,12 +137,15 @@ class Presence:
         """A member has asked for something. Raises ``TooMany`` for one more than there may be."""
         member = self._enter(path, name)
         member.seen_ms = self._clock.wall_ms()
-        self._lease(path, member, way)
+        if way not in member.connections:
+            self._renew(self._lease(member, way))
 
     def hold(self, path: str, name: str, way: str) -> Callable[[], None]:
         """A member is connected, until what is returned is called."""
         member = self._enter(path, name)
-        member.held[way] = member.held.get(way, 0) + 1
+        member.connections[way] = member.connections.get(way, 0) + 1
+        self.connections += 1
+        self._leases.hold(self._lease(member, way))
         released = False
 
         def release() -> None:
@@ -146,13 +153,38 @@ class Presence:
             if released:
                 return
             released = True
-            member.held[way] -= 1
-            if not member.held[way]:
-                del member.held[way]
+            self.connections -= 1
             member.seen_ms = self._clock.wall_ms()
-            self._lease(path, member, way)
+            member.connections[way] -= 1
+            if not member.connections[way]:
+                del member.connections[way]
+                self._renew(member.ways[way])
 
         return release
+
+    def _lease(self, member: _Present, way: str) -> Lease[tuple[_Present, str]]:
+        lease = member.ways.get(way)
+        if lease is None:
+            lease = member.ways[way] = Lease((member, way), self._lease_s)
+        return lease
+
+    def _renew(self, lease: Lease[tuple[_Present, str]]) -> None:
+        if not self._stopped:
+            self._leases.renew(lease)
+
+    def _over(self, leases: list[Lease[tuple[_Present, str]]]) -> None:
+        """Members read by these ways no longer. Those who read by no other have left."""
+        for lease in leases:
+            member, way = lease.holder
+            del member.ways[way]
+            if member.ways:
+                continue
+            members = self._streams[member.path]
+            del members[member.name]
+            if not members:
+                del self._streams[member.path]
+            self.count -= 1
+            self._tell(member.path, "leave", member.name)
 
     def _enter(self, path: str, name: str) -> _Present:
         members = self._streams.get(path)
@@ -165,36 +197,11 @@ class Presence:
                 "naming a member, or come later.",
                 code="presence-full",
             )
-        member = _Present(name, self._clock.wall_ms())
+        member = _Present(path, name, self._clock.wall_ms())
         self._streams.setdefault(path, {})[name] = member
         self.count += 1
         self._tell(path, "join", name)
         return member
-
-    def _lease(self, path: str, member: _Present, way: str) -> None:
-        member.leases[way] = self._clock.monotonic() + self._lease_s
-        if member.timer is None and not self._stopped:
-            self._arm(path, member, self._lease_s)
-
-    def _arm(self, path: str, member: _Present, seconds: float) -> None:
-        member.timer = self._timers.after(seconds, lambda: self._look(path, member))
-
-    def _look(self, path: str, member: _Present) -> None:
-        """A lease may be over: it was renewed meanwhile, or the member has left."""
-        member.timer = None
-        now = self._clock.monotonic()
-        member.leases = {way: until for way, until in member.leases.items() if until > now}
-        if member.held:
-            return  # the last connection that ends begins another
-        if member.leases:
-            self._arm(path, member, max(member.leases.values()) - now)
-            return
-        members = self._streams[path]
-        del members[member.name]
-        if not members:
-            del self._streams[path]
-        self.count -= 1
-        self._tell(path, "leave", member.name)
 
     # -- telling
 
@@ -238,12 +245,12 @@ class Presence:
 
     def members(self, path: str, stream: StreamView) -> Presences:
         """Who is present at a stream, those first who have been for longest; ``stream`` are its joins and leaves."""
-        now_ms, now = self._clock.wall_ms(), self._clock.monotonic()
+        now_ms = self._clock.wall_ms()
         members = []
         for present in self._streams.get(path, {}).values():
-            leased = [way for way, until in present.leases.items() if until > now]
-            seen_ms = now_ms if present.held else present.seen_ms
-            members.append(Member(present.name, present.since_ms, seen_ms, sorted({*present.held, *leased})))
+            ways = sorted(way for way, lease in present.ways.items() if self._leases.runs(lease))
+            seen_ms = now_ms if present.connections else present.seen_ms
+            members.append(PresentMember(present.name, present.since_ms, seen_ms, ways))
         return Presences(path, str(stream.offset(stream.tail)), members)
 
 

@@ -215,6 +215,7 @@ class TestHub:
         await parts.subscriptions.stop()
         await parts.client.close()
         parts.connections.stop()
+        parts.poster.close()
         await self._start()
 
     def _drop(self, reason: str) -> None:
@@ -290,7 +291,6 @@ class TestHub:
                     worker.renew()
             for each in timers:
                 each.run()
-            self.hub.keeping.wake()
             self.hub.log.upkeep.expire(self.clock.wall_ms())
             await self._calm(patience)
             if now >= end:

@@ -11,15 +11,19 @@ import hashlib
 import hmac
 from functools import cached_property
 from secrets import token_bytes
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from wayside.core.callbacks import Done
+from wayside.core.errors import Refusal
+from wayside.core.records import JSON, Create, StreamConfig
+from wayside.streams.contract import Log
 
-__all__ = ["Keys", "Seeds"]
+__all__ = ["KEYS", "KeyRing", "Keys", "Seeds"]
 
+KEYS = "__ds/keys"
+"""The hub's seeds, in the one record of it. No one but the hub reads it."""
 KEY_BYTES = 32
 _HEADER = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"
 """``{"alg":"HS256","typ":"JWT"}``: the only one that is made, and taken."""
@@ -51,7 +55,7 @@ class Keys:
     # -- webhooks
 
     @cached_property
-    def _private(self) -> Ed25519PrivateKey:
+    def _private(self) -> Any:
         # Takes 30 ms and 5 MB: only hubs with subscriptions have it.
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -97,6 +101,47 @@ class Keys:
 
     def _mac(self, signed: str) -> str:
         return _base64url(hmac.digest(self._seeds.hmac, signed.encode(errors="replace"), "sha256"))
+
+
+class KeyRing:
+    """The keys of one hub, which are made when they are first needed, and kept."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._waiting: list[Done] = []
+        self.keys: Keys | None = None
+
+    def take(self, record: bytes) -> None:
+        """They are these: the record of :data:`KEYS`."""
+        self.keys = Keys(msgspec.json.decode(record, type=Seeds))
+
+    def want(self, done: Done) -> None:
+        """``done`` gets :class:`Keys`, or an exception."""
+        if self.keys is not None:
+            done(self.keys)
+            return
+        self._waiting.append(done)
+        if len(self._waiting) > 1:
+            return
+        record = msgspec.json.encode(Seeds.new())
+
+        def made(result: Any) -> None:
+            waiting, self._waiting = self._waiting, []
+            if not isinstance(result, Exception):
+                self.take(record)
+            for each in waiting:
+                each(result if self.keys is None else self.keys)
+
+        try:
+            self._log.create(KEYS, Create(StreamConfig(JSON), records=[record]), made)
+        except Refusal as refusal:
+            made(refusal)
+
+    @property
+    def sure(self) -> Keys:
+        """Those that are there: no subscription is made before."""
+        assert self.keys is not None, "subscriptions have keys"
+        return self.keys
 
 
 def _base64url(data: bytes) -> str:

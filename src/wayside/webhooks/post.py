@@ -1,11 +1,13 @@
-"""One POST to a URL that somebody else chose: where it may go at all, and how it goes there.
+"""A POST to a URL that somebody else chose: where it may go at all, how it goes there, and when its turn is.
 
 The host's name is looked up once, all of its addresses are checked, and the connection goes to one that was: a name
-server that answers differently the next time gains nothing. What is posted, and whether again, is not known here.
+server that answers differently the next time gains nothing. All requests of a hub share one pool of threads, in which a
+receiver that is slow leaves room for others. What is posted, and whether again, is not known here.
 """
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import io
 import ipaddress
@@ -13,14 +15,33 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
+from wayside.core.callbacks import guarded, report
 from wayside.core.errors import BadRequest
 
-__all__ = ["Answer", "Direct", "Resolver", "Target", "Transport", "Unreachable", "is_public", "resolve", "target_of"]
+__all__ = [
+    "Answered",
+    "Direct",
+    "NoResponse",
+    "Poster",
+    "Posting",
+    "Resolver",
+    "Target",
+    "Transport",
+    "WebhookResponse",
+    "ended",
+    "is_public",
+    "resolve",
+    "target_of",
+]
 
 URL_CHARS_MAX = 2048
 """As long as proxies and logs take for certain."""
@@ -33,6 +54,10 @@ SEND_BYTES = 64 * 1024
 """Sent in one call, so that the deadline is looked at in between."""
 DETAIL_CHARS_MAX = 200
 """Of an error's text, which may quote the receiver."""
+TIMEOUT_S = 10.0
+"""For one request, unless it is said otherwise."""
+THREADS_MAX = 128
+"""Requests under way; half of them to one receiver where nobody else has any. As many threads are made as are needed."""
 
 # -- where it may go
 
@@ -138,7 +163,7 @@ def _literal(host: str) -> Address | None:
 # -- going there
 
 
-class Answer(NamedTuple):
+class WebhookResponse(NamedTuple):
     """What a receiver answered."""
 
     status: int
@@ -147,13 +172,18 @@ class Answer(NamedTuple):
     body: bytes = b""
     """What was read of it: for those whose receivers answer with something."""
 
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
 
-class Unreachable(Exception):
+
+class NoResponse(Exception):
     """There was no answer; the text says why."""
 
 
-Transport = Callable[[str, Mapping[str, str], bytes], Answer]
-"""Posts a body with header fields to a URL, in a thread that it may block; raises :class:`Unreachable`."""
+Transport = Callable[[str, Mapping[str, str], bytes, float], WebhookResponse]
+"""Posts a body with header fields to a URL within so many seconds, in a thread that it may block; raises
+:class:`NoResponse`."""
 Resolver = Callable[[str, int], Sequence[str]]
 """The addresses of a host, for a port; raises ``OSError``."""
 
@@ -166,7 +196,7 @@ def resolve(host: str, port: int) -> list[str]:
 class Direct:
     """The transport of every day: HTTP/1.1 to the address that was checked, without proxies and redirects.
 
-    ``timeout_s`` bounds an attempt after the name was looked up, all of it, however slowly bytes come. ``tls`` is made
+    ``timeout_s`` bounds a request after the name was looked up, all of it, however slowly bytes come. ``tls`` is made
     from the system's certificates if it is not given.
     """
 
@@ -174,20 +204,20 @@ class Direct:
         self,
         *,
         allow_private: bool = False,
-        timeout_s: float = 10.0,
         resolve: Resolver = resolve,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._allow_private = allow_private
-        self._timeout_s = timeout_s
         self._resolve = resolve
         self._tls = tls
 
-    def __call__(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    def __call__(
+        self, url: str, headers: Mapping[str, str], body: bytes, timeout_s: float = TIMEOUT_S
+    ) -> WebhookResponse:
         try:
             target = target_of(url, allow_private=self._allow_private)
             addresses = self._addresses(target)
-            deadline = time.monotonic() + self._timeout_s  # sockets know no other clock
+            deadline = time.monotonic() + timeout_s  # sockets know no other clock
             with _connect(addresses, target.port, deadline) as sock:
                 if not target.secure:
                     return _exchange(_Channel(sock, deadline), target, headers, body)
@@ -195,7 +225,7 @@ class Direct:
                 with self._tls.wrap_socket(sock, server_hostname=target.host) as secured:
                     return _exchange(_Channel(secured, deadline), target, headers, body)
         except (OSError, http.client.HTTPException, BadRequest) as error:
-            raise Unreachable(f"{type(error).__name__}: {error}"[:DETAIL_CHARS_MAX]) from error
+            raise NoResponse(f"{type(error).__name__}: {error}"[:DETAIL_CHARS_MAX]) from error
 
     def _addresses(self, target: Target) -> list[str]:
         """Where the host is. One address that is not public spoils all."""
@@ -203,9 +233,9 @@ class Direct:
             return [str(target.literal)]
         addresses = list(dict.fromkeys(self._resolve(target.host, target.port)))
         if not self._allow_private and not all(map(is_public, addresses)):
-            raise Unreachable(f"{target.host} has an address that is not public.")  # which one is nobody's business
+            raise NoResponse(f"{target.host} has an address that is not public.")  # which one is nobody's business
         if not addresses:
-            raise Unreachable(f"{target.host} has no address.")
+            raise NoResponse(f"{target.host} has no address.")
         return addresses[:ADDRESSES_MAX]
 
 
@@ -254,7 +284,7 @@ class _Channel(io.RawIOBase):
         return io.BufferedReader(self)
 
 
-def _exchange(channel: _Channel, target: Target, headers: Mapping[str, str], body: bytes) -> Answer:
+def _exchange(channel: _Channel, target: Target, headers: Mapping[str, str], body: bytes) -> WebhookResponse:
     fields = {"Host": target.authority, "Connection": "close", "Content-Length": str(len(body)), **headers}
     lines = [f"POST {target.path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
     channel.sendall("\r\n".join(lines).encode("ascii") + body)
@@ -264,4 +294,148 @@ def _exchange(channel: _Channel, target: Target, headers: Mapping[str, str], bod
         answered = b""
         with suppress(OSError, http.client.HTTPException):  # the status is what counts
             answered = response.read(RESPONSE_BYTES_MAX)
-        return Answer(response.status, response.getheader("Retry-After"), answered)
+        return WebhookResponse(response.status, response.getheader("Retry-After"), answered)
+
+
+# -- whose turn it is
+
+
+Answered = Callable[[WebhookResponse | NoResponse], None]
+"""Is told what came of a request, once."""
+
+
+@dataclass(slots=True, eq=False)
+class Posting:
+    """A request that was handed in."""
+
+    url: str
+    headers: Callable[[], Mapping[str, str]]
+    body: bytes
+    timeout_s: float
+    done: Answered
+    running: asyncio.Future[WebhookResponse] | None = None
+    """What its thread ends with, once it has begun."""
+    cancelled: bool = False
+
+    def cancel(self) -> bool:
+        """Take it back, unless it has begun; returns whether that was so."""
+        self.cancelled = self.running is None
+        return self.cancelled
+
+
+@dataclass(slots=True, eq=False)
+class _Receiver:
+    """The host that requests go to."""
+
+    name: str
+    running: int = 0
+    waiting: deque[Posting] = field(default_factory=deque)
+
+
+class Poster:
+    """The requests of one hub. Used from one event loop.
+
+    Receivers have their turns one after the other, and one is given no more threads than are free: so one that never
+    answers has half of them, two have a third each, and as many are left for all others (Choudhury and Hahne, "Dynamic
+    Queue Length Thresholds for Shared-Memory Packet Switches", 1998). ``allow_private`` lets requests go to any address: for
+    tests, and for networks where whoever names a URL is trusted. ``transport`` makes a request: :class:`Direct` unless
+    another is given.
+    """
+
+    def __init__(
+        self, *, allow_private: bool = False, transport: Transport | None = None, threads_max: int = THREADS_MAX
+    ) -> None:
+        self.allow_private = allow_private
+        self.transport: Transport = transport or Direct(allow_private=allow_private)
+        self._threads = ThreadPoolExecutor(threads_max, "wayside-webhook")
+        self._free = threads_max
+        self._receivers: dict[str, _Receiver] = {}
+        self._turns: deque[_Receiver] = deque()
+        """Those for which something waits."""
+        self._closed = False
+
+    def __repr__(self) -> str:
+        running = sum(receiver.running for receiver in self._receivers.values())
+        return f"<Poster {running} running, {sum(len(each.waiting) for each in self._turns)} waiting>"
+
+    def check(self, url: str) -> None:
+        """Raise :class:`BadRequest` (``callback-url``) for what can never be sent to: to be asked before ``url`` is
+        recorded. The names' addresses are looked up and checked with each request."""
+        target_of(url, allow_private=self.allow_private)
+
+    def post(
+        self,
+        url: str,
+        headers: Callable[[], Mapping[str, str]],
+        body: bytes,
+        timeout_s: float,
+        done: Answered,
+    ) -> Posting:
+        """Post ``body`` to ``url`` when there is a thread for it; ``done`` is told what came of it, once, later, on the
+        event loop. ``headers`` makes the header fields, in the thread, when the request goes out. What is not
+        :class:`NoResponse` and raised there is a mistake of ours: it is reported, and ``done`` is told of no response."""
+        posting = Posting(url, headers, body, timeout_s, done)
+        name = url.partition("//")[2].partition("/")[0].partition("?")[0].partition("#")[0].lower()
+        receiver = self._receivers.get(name)
+        if receiver is None:
+            receiver = self._receivers[name] = _Receiver(name)
+        if not receiver.waiting:
+            self._turns.append(receiver)
+        receiver.waiting.append(posting)
+        self._start()
+        return posting
+
+    def _start(self) -> None:
+        """Begin as many requests as may run, of one receiver after the other."""
+        passed = 0
+        while self._free and not self._closed and passed < len(self._turns):
+            receiver = self._turns.popleft()
+            waiting = receiver.waiting
+            while waiting and waiting[0].cancelled:
+                waiting.popleft()
+            if waiting and receiver.running < self._free:
+                self._begin(receiver, waiting.popleft())
+                passed = 0
+            elif waiting:
+                passed += 1
+            if waiting:
+                self._turns.append(receiver)
+            else:
+                self._leave(receiver)
+
+    def _begin(self, receiver: _Receiver, posting: Posting) -> None:
+        self._free -= 1
+        receiver.running += 1
+        future = asyncio.get_running_loop().run_in_executor(self._threads, self._run, posting)
+        posting.running = future
+        future.add_done_callback(partial(self._ended, receiver, posting))
+
+    def _run(self, posting: Posting) -> WebhookResponse:
+        return self.transport(posting.url, posting.headers(), posting.body, posting.timeout_s)
+
+    def _ended(self, receiver: _Receiver, posting: Posting, future: asyncio.Future[WebhookResponse]) -> None:
+        self._free += 1
+        receiver.running -= 1
+        self._leave(receiver)
+        result: Any = future.exception() or future.result()
+        if not isinstance(result, WebhookResponse | NoResponse):
+            report(result, self.transport)
+            result = NoResponse(f"{type(result).__name__}: {result}"[:DETAIL_CHARS_MAX])
+        guarded(partial(posting.done, result))
+        self._start()
+
+    def _leave(self, receiver: _Receiver) -> None:
+        if not receiver.running and not receiver.waiting:
+            self._receivers.pop(receiver.name, None)
+
+    def close(self) -> None:
+        """Begin no request any more, and tell nobody of those that wait. Those under way go on to their ends."""
+        self._closed = True
+        self._threads.shutdown(wait=False)
+
+
+async def ended(postings: Iterable[Posting], timeout_s: float) -> None:
+    """Take back those that have not begun, and wait until the others are over and their callers know, for so long."""
+    running = [posting.running for posting in postings if not posting.cancel() and posting.running is not None]
+    if running:
+        await asyncio.wait(running, timeout=timeout_s)

@@ -1,4 +1,5 @@
-"""Webhooks: a JSON document, pushed to a URL until its receiver has taken it (standardwebhooks.com, specification 1.0).
+"""Standard Webhooks: requests that are signed, and documents that are sent until their receiver has taken them
+(standardwebhooks.com, specification 1.0).
 
 What is waiting is held in memory only: whoever sends records the outcome, and sends again after a restart, with the same
 identity, so that receivers can tell a repetition. What a document means is not known here, nor how a request is made.
@@ -6,33 +7,40 @@ identity, so that receivers can tell a repetition. What a document means is not 
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import enum
-import heapq
 import hmac
 import random
 import re
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from email.utils import mktime_tz, parsedate_tz
 from functools import partial
 from secrets import token_bytes
 from typing import NamedTuple
 
-from wayside.core.callbacks import guarded, report
+from wayside.core.backoff import Backoff
+from wayside.core.callbacks import guarded
 from wayside.core.clock import Clock
 from wayside.core.errors import BadRequest, Overloaded
 from wayside.core.records import JSON, require_size
-from wayside.webhooks.post import Answer, Direct, Transport, Unreachable, target_of
+from wayside.core.schedule import Timer, Timers
+from wayside.webhooks.post import TIMEOUT_S, Answered, NoResponse, Poster, Posting, WebhookResponse, ended
 
-__all__ = ["Delivery", "Outcome", "WebhookStatistics", "Webhooks", "new_secret", "retry_after_s", "sign", "verify"]
+__all__ = [
+    "DeliveryOutcome",
+    "DeliveryReport",
+    "WebhookStatistics",
+    "Webhooks",
+    "new_secret",
+    "retry_after_s",
+    "sign",
+    "verify",
+]
 
-RETRY_S = (1, 5, 30, 120, 600, 1800, 7200)
-"""The longest pause after each failed attempt; the last one again and again. On average half of their sum, 81 minutes,
-for the usual eight attempts: receivers are redeployed in minutes, and repaired in an hour or two."""
+RETRY_S, RETRY_S_MAX, RETRY_FACTOR = 1.0, 7200.0, 4.5
+"""The longest pause after the first failed attempt, after any, and how much longer each is than the one before. On average
+80 minutes in all for the usual eight attempts: receivers are redeployed in minutes, and repaired in an hour or two."""
 RETRY_AFTER_S_MAX = 3600.0
 """How far a receiver may put off its next attempt."""
 
@@ -113,11 +121,11 @@ def verify(
     )
 
 
-# -- pushing
+# -- sending
 
 
-class Outcome(enum.StrEnum):
-    """What became of a push, in the end."""
+class DeliveryOutcome(enum.StrEnum):
+    """What became of a document, in the end."""
 
     DELIVERED = "delivered"
     """The receiver answered with 2xx."""
@@ -130,11 +138,11 @@ class Outcome(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
-    """The outcome of one push."""
+class DeliveryReport:
+    """The outcome for one document."""
 
     identity: str
-    outcome: Outcome
+    outcome: DeliveryOutcome
     attempts: int
     """Those that were begun."""
     status: int | None
@@ -144,10 +152,11 @@ class Delivery:
 
 
 class WebhookStatistics(NamedTuple):
-    """A snapshot, for metrics and tests: of pushes that are over, by outcome, and of those that are held."""
+    """A snapshot, for metrics and tests: of documents that are over, by outcome, and of those that are held."""
 
-    outcomes: dict[Outcome, int]
+    outcomes: dict[DeliveryOutcome, int]
     attempts: int
+    """Those that ended."""
     running: int
     ready: int
     pausing: int
@@ -159,194 +168,177 @@ class _Push:
     url: str
     identity: str
     body: bytes
-    done: Callable[[Delivery], None]
+    done: Callable[[DeliveryReport], None]
     attempts: int = 0
     status: int | None = None
     detail: str = "Not yet tried."
+    posting: Posting | None = None
+    """The attempt that runs, or waits for its turn."""
+    pause: Timer | None = None
 
 
 class Webhooks:
-    """Pushes, each tried until its receiver takes it, for as long as this process runs. Used from one event loop.
+    """What a hub signs with the secrets that it shares with receivers. Used from one event loop.
 
-    Every attempt is signed with all of ``secrets`` (``whsec_BASE64``; more than one while they are rotated): one that is
-    not a secret is a ``ValueError``. At most ``concurrency_max`` attempts run at a time, each in a thread for at most
-    ``timeout_s``; a push is tried at most ``attempts_max`` times. ``held_max`` pushes of ``held_bytes_max`` bytes together
-    are waiting, running or between two attempts, and more are refused. ``allow_private`` lets them go to any address:
-    for tests, and for networks where whoever names a URL is trusted. ``jitter`` gives numbers from 0 to 1, and
-    ``transport`` makes an attempt: :class:`Direct` unless another is given.
+    Every request is signed with all of ``secrets`` (``whsec_BASE64``; more than one while they are rotated): one that is
+    not a secret is a ``ValueError``. ``poster`` makes the requests, each for at most ``timeout_s``. A document is tried at
+    most ``attempts_max`` times. ``held_max`` documents of ``held_bytes_max`` bytes together are waiting, running or
+    between two attempts, and more are refused. ``jitter`` gives numbers from 0 to 1.
     """
 
     def __init__(
         self,
+        poster: Poster,
         *,
         secrets: Sequence[str],
-        allow_private: bool = False,
         clock: Clock,
-        concurrency_max: int = 16,
+        timers: Timers,
         attempts_max: int = 8,
-        timeout_s: float = 10.0,
+        timeout_s: float = TIMEOUT_S,
         held_max: int = 10_000,
         held_bytes_max: int = 64 * 1024 * 1024,
         jitter: Callable[[], float] = random.random,
-        transport: Transport | None = None,
     ) -> None:
         if not secrets:
             raise ValueError("Webhooks need a secret to sign with; new_secret() makes one.")
         for secret in secrets:
             _key(secret)
+        self._poster = poster
         self._secrets = tuple(secrets)
-        self._allow_private = allow_private
         self._clock = clock
-        self._concurrency_max = concurrency_max
+        self._timers = timers
         self._attempts_max = attempts_max
         self._timeout_s = timeout_s
         self._held_max = held_max
         self._held_bytes_max = held_bytes_max
-        self._jitter = jitter
-        self._transport = transport or Direct(allow_private=allow_private, timeout_s=timeout_s)
-        self._threads = ThreadPoolExecutor(concurrency_max, "wayside-webhook")
-        self._ready: deque[_Push] = deque()
-        self._running: dict[_Push, asyncio.Future[Answer]] = {}
-        self._pausing: list[tuple[float, int, _Push]] = []
-        """A heap, by the time on the monotonic clock when each is tried again."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._backoff = Backoff(RETRY_S, RETRY_S_MAX, jitter, factor=RETRY_FACTOR)
+        self._held: dict[_Push, None] = {}
         self._stopping = False
-        self._outcomes = dict.fromkeys(Outcome, 0)
+        self._outcomes = dict.fromkeys(DeliveryOutcome, 0)
         self._attempts = 0
         self._held_bytes = 0
 
     def __repr__(self) -> str:
-        state = " stopping" if self._stopping else ""
-        return f"<Webhooks {len(self._running)} running, {len(self._ready)} ready, {len(self._pausing)} pausing{state}>"
+        _, _, running, ready, pausing, _ = self.statistics()
+        return f"<Webhooks {running} running, {ready} ready, {pausing} pausing{' stopping' if self._stopping else ''}>"
 
     def statistics(self) -> WebhookStatistics:
-        counts = len(self._running), len(self._ready), len(self._pausing)
+        postings = [push.posting for push in self._held if push.posting is not None]
+        running = sum(posting.running is not None for posting in postings)
+        counts = running, len(postings) - running, len(self._held) - len(postings)
         return WebhookStatistics(dict(self._outcomes), self._attempts, *counts, self._held_bytes)
 
     def check(self, url: str) -> None:
         """Raise :class:`BadRequest` (``callback-url``) for what can never be sent to: to be asked before ``url`` is
-        recorded. The names' addresses are looked up and checked with each attempt."""
-        target_of(url, allow_private=self._allow_private)
+        recorded."""
+        self._poster.check(url)
 
-    def send(self, url: str, identity: str, body: bytes, done: Callable[[Delivery], None]) -> None:
-        """Push ``body``, a JSON document, to ``url``; ``done`` is told the outcome once, later, on the event loop.
+    def post(
+        self,
+        url: str,
+        identity: str,
+        body: bytes,
+        headers: Callable[[], Mapping[str, str]],
+        done: Answered,
+    ) -> Posting:
+        """Make one request, with the header fields that ``headers`` makes in a thread, and with its signature;
+        ``identity`` (1 to 256 letters, digits, ``_`` and ``-``) is the ``webhook-id``. As :meth:`Poster.post`."""
 
-        ``identity`` (1 to 256 letters, digits, ``_`` and ``-``) is the ``webhook-id``: the same when the push is sent
-        again after a restart. Raises, and then does not call ``done``: :class:`BadRequest` (``callback-url``,
-        ``webhook-id``); :class:`~wayside.errors.TooLarge`; :class:`Overloaded` while too many are held
-        (``webhooks-full``), and when we are stopping (``closing``).
+        def signed() -> dict[str, str]:
+            timestamp = self._clock.wall_ms() // 1000
+            signatures = [sign(secret, identity, timestamp, body) for secret in self._secrets]
+            return {
+                "webhook-id": identity,
+                "webhook-timestamp": str(timestamp),
+                "webhook-signature": " ".join(signatures),
+                **headers(),
+            }
+
+        return self._poster.post(url, signed, body, self._timeout_s, done)
+
+    def after_s(self, response: WebhookResponse) -> float:
+        """Seconds by which a receiver puts off the next attempt, within bounds; 0 where it does not."""
+        return retry_after_s(response.retry_after, self._clock.wall_ms() / 1000) if response.retry_after else 0.0
+
+    def send(self, url: str, identity: str, body: bytes, done: Callable[[DeliveryReport], None]) -> None:
+        """Push ``body``, a JSON document, to ``url`` until it is taken; ``done`` is told the outcome once, later, on the
+        event loop.
+
+        ``identity`` is the ``webhook-id``: the same when the document is sent again after a restart. Raises, and then
+        does not call ``done``: :class:`BadRequest` (``callback-url``, ``webhook-id``); :class:`~wayside.errors.TooLarge`;
+        :class:`Overloaded` while too many are held (``webhooks-full``), and when we are stopping (``closing``).
         """
         self.check(url)
         _require_identity(identity)
         require_size(len(body), self._held_bytes_max, "The webhook's body")
         if self._stopping:
             raise Overloaded("The hub is stopping. Send the webhook when it is back.", code="closing")
-        held = len(self._ready) + len(self._running) + len(self._pausing)
+        held = len(self._held)
         if held >= self._held_max or self._held_bytes + len(body) > self._held_bytes_max:
             raise Overloaded(
                 f"{held} webhooks of {self._held_bytes} bytes are waiting, as many as may. Try again shortly.",
                 code="webhooks-full",
                 headers={"Retry-After": "5"},
             )
+        push = _Push(url, identity, body, done)
+        self._held[push] = None
         self._held_bytes += len(body)
-        self._ready.append(_Push(url, identity, body, done))
-        self._start()
+        self._attempt(push)
 
-    def _start(self) -> None:
-        """Begin attempts, in order, as many as may run."""
-        while self._ready and len(self._running) < self._concurrency_max:
-            push = self._ready.popleft()
-            push.attempts += 1
-            self._attempts += 1
-            loop = asyncio.get_running_loop()
-            future = loop.run_in_executor(self._threads, self._transport, push.url, self._headers(push), push.body)
-            self._running[push] = future
-            future.add_done_callback(partial(self._ended, push))
+    def _attempt(self, push: _Push) -> None:
+        push.pause = None
+        push.posting = self.post(push.url, push.identity, push.body, _document_headers, partial(self._answered, push))
 
-    def _headers(self, push: _Push) -> dict[str, str]:
-        timestamp = self._clock.wall_ms() // 1000
-        signatures = [sign(secret, push.identity, timestamp, push.body) for secret in self._secrets]
-        return {
-            "Content-Type": JSON,
-            "User-Agent": "wayside",
-            "webhook-id": push.identity,
-            "webhook-timestamp": str(timestamp),
-            "webhook-signature": " ".join(signatures),
-        }
-
-    def _ended(self, push: _Push, future: asyncio.Future[Answer]) -> None:
+    def _answered(self, push: _Push, result: WebhookResponse | NoResponse) -> None:
         """An attempt is over."""
-        error = future.exception()
-        if self._running.pop(push, None) is None:
+        if push not in self._held:
             return  # close did not wait any longer
-        answer = None if error else future.result()
-        if answer is None:
-            push.status, push.detail = None, str(error)
-            if isinstance(error, Exception) and not isinstance(error, Unreachable):
-                report(error, self._transport)  # a mistake of ours; the push is tried again all the same
-        else:
-            push.status, push.detail = answer.status, f"The receiver answered with {answer.status}."
-        if answer is not None and 200 <= answer.status < 300:
-            self._finish(push, Outcome.DELIVERED)
-        elif answer is not None and answer.status == 410:
-            self._finish(push, Outcome.GONE)
+        push.posting = None
+        push.attempts += 1
+        self._attempts += 1
+        response = result if isinstance(result, WebhookResponse) else None
+        push.status = response.status if response else None
+        push.detail = f"The receiver answered with {response.status}." if response else str(result)
+        if response and response.ok:
+            self._finish(push, DeliveryOutcome.DELIVERED)
+        elif push.status == 410:
+            self._finish(push, DeliveryOutcome.GONE)
         elif push.attempts >= self._attempts_max:
-            self._finish(push, Outcome.GIVEN_UP)
+            self._finish(push, DeliveryOutcome.GIVEN_UP)
         elif self._stopping:
-            self._finish(push, Outcome.STOPPING)
-        else:
-            self._pause(push, answer.retry_after if answer is not None else None)
-        self._start()
+            self._finish(push, DeliveryOutcome.STOPPING)
+        else:  # no sooner than the receiver wishes
+            pause_s = max(self._backoff.delay_s(push.attempts), self.after_s(response) if response else 0.0)
+            push.pause = self._timers.after(pause_s, partial(self._attempt, push))
 
-    def _pause(self, push: _Push, retry_after: str | None) -> None:
-        """Full jitter: anything up to the pause (Brooker, "Exponential Backoff and Jitter", 2015), and no sooner than the
-        receiver wishes."""
-        pause_s = RETRY_S[min(push.attempts, len(RETRY_S)) - 1] * self._jitter()
-        if retry_after is not None:
-            pause_s = max(pause_s, retry_after_s(retry_after, self._clock.wall_ms() / 1000))
-        heapq.heappush(self._pausing, (self._clock.monotonic() + pause_s, id(push), push))
-        self._set_timer()
-
-    def _set_timer(self) -> None:
-        """One timer, for the earliest."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._pausing:
-            delay_s = max(0.001, self._pausing[0][0] - self._clock.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self.wake)
-
-    def wake(self) -> None:
-        """Try again what is to be tried again by now. A timer calls this; so does whoever moves the clock by hand."""
-        now = self._clock.monotonic()
-        while self._pausing and self._pausing[0][0] <= now:
-            self._ready.append(heapq.heappop(self._pausing)[2])
-        self._set_timer()
-        self._start()
-
-    def _finish(self, push: _Push, outcome: Outcome) -> None:
+    def _finish(self, push: _Push, outcome: DeliveryOutcome) -> None:
+        del self._held[push]
         self._held_bytes -= len(push.body)
         self._outcomes[outcome] += 1
-        guarded(partial(push.done, Delivery(push.identity, outcome, push.attempts, push.status, push.detail)))
+        guarded(partial(push.done, DeliveryReport(push.identity, outcome, push.attempts, push.status, push.detail)))
 
     async def close(self) -> None:
         """Begin no attempt any more, and wait ``timeout_s`` for those under way; the outcome of all that is not over then
-        is :attr:`Outcome.STOPPING`. When cancelled, it only does not wait: every ``done`` is called."""
+        is :attr:`DeliveryOutcome.STOPPING`. When cancelled, it only does not wait: every ``done`` is called."""
         self._stopping = True
-        waiting = [*self._ready, *(push for _, _, push in sorted(self._pausing))]
-        self._ready.clear()
-        self._pausing.clear()
-        self._set_timer()
-        for push in waiting:
-            self._finish(push, Outcome.STOPPING)
+        running: list[Posting] = []
+        for push in list(self._held):
+            if push.posting is not None and not push.posting.cancel():
+                running.append(push.posting)
+                continue
+            if push.pause is not None:
+                push.pause.cancel()
+            self._finish(push, DeliveryOutcome.STOPPING)
         try:
-            if self._running:
-                await asyncio.wait(self._running.values(), timeout=self._timeout_s)
+            await ended(running, self._timeout_s)
         finally:
-            left, self._running = list(self._running), {}
-            for push in left:
-                self._finish(push, Outcome.STOPPING)
-            self._threads.shutdown(wait=False)
+            for push in list(self._held):
+                push.attempts += 1
+                self._finish(push, DeliveryOutcome.STOPPING)
+
+
+def _document_headers() -> dict[str, str]:
+    return {"Content-Type": JSON, "User-Agent": "wayside"}
 
 
 def retry_after_s(value: str, now_s: float) -> float:

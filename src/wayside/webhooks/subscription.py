@@ -1,8 +1,9 @@
 """A subscription of the Durable Streams protocol as a state machine, and the records that its stream is made of.
 
 A subscription has a cursor in each of its streams, and one wake at a time: pending work wakes a worker, which acks and is
-done. :meth:`Subscription.apply` of each event in order gives the subscription as it is, but for the tails of its streams
-(:meth:`Subscription.see`). Nothing here waits, reads a clock or touches a log. Durable Streams sections 6 and 7.
+done. :meth:`DurableSubscription.apply` of each event in order gives the subscription as it is, but for the tails of its
+streams (:meth:`DurableSubscription.see`). Nothing here waits, reads a clock or touches a log. Durable Streams sections 6
+and 7.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -19,20 +21,20 @@ from wayside.core.globs import Glob
 from wayside.core.records import Offset
 
 __all__ = [
-    "Acked",
     "Claimed",
     "Config",
-    "Delivered",
-    "Event",
-    "Failed",
+    "DurableSubscription",
     "Kind",
     "Linked",
-    "Moved",
-    "Opened",
+    "BaseMoved",
     "Released",
-    "Subscription",
+    "SubscriptionEvent",
+    "SubscriptionOpened",
     "Unlinked",
+    "WakeDelivered",
+    "WakeFailed",
     "Woken",
+    "WorkAcked",
     "decode",
     "encode",
     "globs_of",
@@ -97,11 +99,11 @@ class Config(msgspec.Struct, frozen=True, omit_defaults=True):
         return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
 
 
-class Event(msgspec.Struct, omit_defaults=True, tag_field="event", tag=str.lower):
+class SubscriptionEvent(msgspec.Struct, omit_defaults=True, tag_field="event", tag=str.lower):
     """A record of a subscription's stream."""
 
 
-class Opened(Event):
+class SubscriptionOpened(SubscriptionEvent, tag="opened"):
     """It exists. Where it is not the first record, it begins a snapshot: what came before no longer counts."""
 
     id: str
@@ -112,26 +114,26 @@ class Opened(Event):
     generation: int = 0
 
 
-class Linked(Event):
+class Linked(SubscriptionEvent):
     """Streams and their cursors, as offsets."""
 
     explicit: dict[str, str] = {}
     glob: dict[str, str] = {}
 
 
-class Moved(Event):
+class BaseMoved(SubscriptionEvent, tag="moved"):
     """The hub's streams are below another URL now."""
 
     base: str
 
 
-class Unlinked(Event):
+class Unlinked(SubscriptionEvent):
     """A stream is no longer named."""
 
     path: str
 
 
-class Woken(Event):
+class Woken(SubscriptionEvent):
     """A wake begins; ``tails`` are those of the streams with pending work."""
 
     wake: str
@@ -140,37 +142,46 @@ class Woken(Event):
     time_ms: int
 
 
-class Delivered(Event):
+class WakeDelivered(SubscriptionEvent, tag="delivered"):
     """The wake has been told of: the receiver took it, or the wake stream did."""
 
 
-class Failed(Event):
+class WakeFailed(SubscriptionEvent, tag="failed"):
     """It could not be told of, so many times in a row; and is tried again then."""
 
     attempts: int
     next_ms: int
 
 
-class Claimed(Event):
+class Claimed(SubscriptionEvent):
     """A worker holds the lease."""
 
     worker: str
 
 
-class Acked(Event):
+class WorkAcked(SubscriptionEvent, tag="acked"):
     """Everything up to these offsets is processed; ``done``: and the lease is given back."""
 
     acks: dict[str, str] = {}
     done: bool = False
 
 
-class Released(Event):
+class Released(SubscriptionEvent):
     """The lease is over, by its holder's will or by time."""
 
 
-encode: Callable[[Event], bytes] = msgspec.json.Encoder().encode
+encode: Callable[[SubscriptionEvent], bytes] = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(
-    Opened | Moved | Linked | Unlinked | Woken | Delivered | Failed | Claimed | Acked | Released
+    SubscriptionOpened
+    | BaseMoved
+    | Linked
+    | Unlinked
+    | Woken
+    | WakeDelivered
+    | WakeFailed
+    | Claimed
+    | WorkAcked
+    | Released
 ).decode
 
 
@@ -183,36 +194,34 @@ def globs_of(pattern: str) -> list[Glob]:
     return globs
 
 
-class Link:
+@dataclass(slots=True)
+class LinkedStream:
     """One stream as a subscription knows it."""
 
-    __slots__ = ("acked", "explicit", "glob", "tail")
-
-    def __init__(self, acked: Offset | None) -> None:
-        self.acked = acked
-        self.tail: Offset | None = None
-        """None: the stream does not exist."""
-        self.explicit = False
-        self.glob = False
+    acked: Offset | None
+    tail: Offset | None = None
+    """None: the stream does not exist."""
+    explicit: bool = False
+    glob: bool = False
 
     @property
     def offset(self) -> str:
         return BEFORE_FIRST if self.acked is None else str(self.acked)
 
 
-class Subscription:
+class DurableSubscription:
     """A subscription, as its events have it, and what it has seen of its streams."""
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: SubscriptionOpened) -> None:
         self.id = opened.id
         self._open(opened)
 
-    def _open(self, event: Opened) -> None:
+    def _open(self, event: SubscriptionOpened) -> None:
         self.config = event.config
         self.base = event.base
         self.created_ms = event.created_ms
         self.generation = event.generation
-        self.links: dict[str, Link] = {}
+        self.links: dict[str, LinkedStream] = {}
         self.pending: set[str] = set()
         """Paths of streams with records after the cursor."""
         self.wake = ""
@@ -222,27 +231,23 @@ class Subscription:
         self.delivered = False
         self.holder = ""
         self.attempts = self.next_ms = 0
-        self._globs = globs_of(event.config.pattern) if event.config.pattern else []
+        self.globs = globs_of(event.config.pattern) if event.config.pattern else []
 
     def __repr__(self) -> str:
         wake = f" {self.wake} of {self.holder or 'nobody'}" if self.wake else ""
         return f"<Subscription {self.id} {self.generation}{wake}, {len(self.pending)} of {len(self.links)} pending>"
 
-    @property
-    def globs(self) -> list[Glob]:
-        return self._globs
-
     def matches(self, path: str) -> bool:
         """Whether its pattern means a stream. Its own wake stream is not meant: each wake would be work."""
-        return path != self.config.wake_stream and any(glob.matches(path) for glob in self._globs)
+        return path != self.config.wake_stream and any(glob.matches(path) for glob in self.globs)
 
     # -- events
 
-    def apply(self, event: Event) -> None:
+    def apply(self, event: SubscriptionEvent) -> None:
         """Make an event true."""
         _APPLY[type(event)](self, event)
 
-    def _moved(self, event: Moved) -> None:
+    def _moved(self, event: BaseMoved) -> None:
         self.base = event.base
 
     def _linked(self, event: Linked) -> None:
@@ -250,7 +255,7 @@ class Subscription:
             for path, text in links.items():
                 link = self.links.get(path)
                 if link is None:
-                    link = self.links[path] = Link(_parsed(text))
+                    link = self.links[path] = LinkedStream(_parsed(text))
                 if explicit:
                     link.explicit = True
                 link.glob = self.matches(path)
@@ -269,23 +274,22 @@ class Subscription:
         self.delivered = False
         self.holder = ""
 
-    def _delivered(self, _event: Delivered) -> None:
+    def _delivered(self, _event: WakeDelivered) -> None:
         self.delivered = True
         self.attempts = self.next_ms = 0
 
-    def _failed(self, event: Failed) -> None:
+    def _failed(self, event: WakeFailed) -> None:
         self.attempts, self.next_ms = event.attempts, event.next_ms
 
     def _claimed(self, event: Claimed) -> None:
         self.holder = event.worker
-        self._delivered(Delivered())
+        self._delivered(WakeDelivered())
 
-    def _acked(self, event: Acked) -> None:
+    def _acked(self, event: WorkAcked) -> None:
         for path, text in event.acks.items():
             link = self.links.get(path)
             if link is None and self.matches(path):  # read again: no record says that the pattern meant it
-                link = self.links[path] = Link(None)
-                link.glob = True
+                link = self.links[path] = LinkedStream(None, glob=True)
             if link is not None:
                 link.acked = Offset.parse(text)
                 if link.tail is None or link.acked >= link.tail:
@@ -304,8 +308,7 @@ class Subscription:
         """A stream is so long now. One that was never linked is newer than the subscription: all of it is pending."""
         link = self.links.get(path)
         if link is None:
-            link = self.links[path] = Link(None)
-            link.glob = True
+            link = self.links[path] = LinkedStream(None, glob=True)
         if link.acked is None:
             link.acked = earliest
         link.tail = tail
@@ -404,26 +407,26 @@ class Subscription:
         return [self._link_info(path, self.links[path]) for path in sorted(self.links)]
 
     @staticmethod
-    def _link_info(path: str, link: Link) -> dict[str, Any]:
+    def _link_info(path: str, link: LinkedStream) -> dict[str, Any]:
         return {"path": path, "link_type": "explicit" if link.explicit else "glob", "acked_offset": link.offset}
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[SubscriptionEvent]:
         """A snapshot: these events alone give the subscription as it is."""
-        opened = Opened(self.id, self.config, self.base, self.created_ms, self.generation)
-        events: list[Event] = [opened, *linked(self.links)]
+        opened = SubscriptionOpened(self.id, self.config, self.base, self.created_ms, self.generation)
+        events: list[SubscriptionEvent] = [opened, *linked(self.links)]
         if self.wake:
             tails = {path: str(tail) for path, tail in self.snapshot.items()}
             events.append(Woken(self.wake, self.generation, tails, self.woken_ms))
         if self.holder:
             events.append(Claimed(self.holder))
         elif self.delivered:
-            events.append(Delivered())
+            events.append(WakeDelivered())
         if self.attempts:
-            events.append(Failed(self.attempts, self.next_ms))
+            events.append(WakeFailed(self.attempts, self.next_ms))
         return events
 
 
-def linked(links: dict[str, Link]) -> list[Event]:
+def linked(links: dict[str, LinkedStream]) -> list[SubscriptionEvent]:
     """Links as events of a bounded size each."""
     items = list(links.items())
     return [
@@ -439,15 +442,15 @@ def _parsed(text: str) -> Offset | None:
     return None if text == BEFORE_FIRST else Offset.parse(text)
 
 
-_APPLY: dict[type[Event], Callable[[Subscription, Any], None]] = {
-    Opened: Subscription._open,
-    Moved: Subscription._moved,
-    Linked: Subscription._linked,
-    Unlinked: Subscription._unlinked,
-    Woken: Subscription._woken,
-    Delivered: Subscription._delivered,
-    Failed: Subscription._failed,
-    Claimed: Subscription._claimed,
-    Acked: Subscription._acked,
-    Released: Subscription._released,
+_APPLY: dict[type[SubscriptionEvent], Callable[[DurableSubscription, Any], None]] = {
+    SubscriptionOpened: DurableSubscription._open,
+    BaseMoved: DurableSubscription._moved,
+    Linked: DurableSubscription._linked,
+    Unlinked: DurableSubscription._unlinked,
+    Woken: DurableSubscription._woken,
+    WakeDelivered: DurableSubscription._delivered,
+    WakeFailed: DurableSubscription._failed,
+    Claimed: DurableSubscription._claimed,
+    WorkAcked: DurableSubscription._acked,
+    Released: DurableSubscription._released,
 }

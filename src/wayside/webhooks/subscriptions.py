@@ -12,38 +12,37 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import msgspec
-
 from wayside.core.callbacks import Done
+from wayside.core.clock import Clock
 from wayside.core.errors import BadRequest, NotFound, Refusal, TooMany
 from wayside.core.globs import Glob
 from wayside.core.records import JSON, Appended, Create, StreamConfig, is_reserved, require_path
-from wayside.webhooks.keys import Keys, Seeds
-from wayside.webhooks.post import target_of
+from wayside.core.schedule import Timers
+from wayside.streams.contract import Log
+from wayside.webhooks.keys import KEYS, KeyRing, Keys
+from wayside.webhooks.post import Poster, target_of
 from wayside.webhooks.subscription import (
     BEFORE_FIRST,
-    Acked,
+    BaseMoved,
     Claimed,
     Config,
-    Event,
+    DurableSubscription,
     Kind,
     Linked,
-    Moved,
-    Opened,
     Released,
-    Subscription,
+    SubscriptionEvent,
+    SubscriptionOpened,
     Unlinked,
+    WorkAcked,
     decode,
     encode,
     globs_of,
     refused,
 )
-from wayside.webhooks.wakes import RELOAD_S, SUBSCRIPTIONS, Entry, Wakes, new_wake
+from wayside.webhooks.wakes import RELOAD, SUBSCRIPTIONS, ServedSubscription, Wakes
 
-__all__ = ["Confirmed", "Subscriptions", "Work", "require_url"]
+__all__ = ["Confirmed", "SubscriptionStatistics", "Subscriptions", "Work", "require_url"]
 
-KEYS = "__ds/keys"
-"""The hub's seeds, in the one record of it. No one but the hub reads it."""
 PAGE = 1000
 SUBSCRIPTIONS_MAX = 10_000
 """Each is told of every change of the streams that it means."""
@@ -55,7 +54,23 @@ class Confirmed(NamedTuple):
     """What became of a creation."""
 
     new: bool
-    state: Subscription
+    state: DurableSubscription
+
+
+class SubscriptionStatistics(NamedTuple):
+    """A snapshot, for metrics and tests."""
+
+    subscriptions: int
+    pending: int
+    """Those with streams that have records after the cursor."""
+    working: int
+    """Those with a wake under way."""
+    failing: int
+    """Those that could not be told of it, and are told again."""
+    woken: int
+    """Wakes since the hub began."""
+    failed: int
+    """Attempts to tell of one that failed since then."""
 
 
 class Work(NamedTuple):
@@ -83,18 +98,34 @@ def require_url(url: str, *, allow_private: bool) -> None:
         )
 
 
-class Subscriptions(Wakes):
+class Subscriptions:
     """The subscriptions of one hub. ``done`` of each change gets its result once it is on disk, or an exception; what can
-    be refused at once is raised. With ``allow_private`` receivers may be on this machine and its networks."""
+    be refused at once is raised. Receivers may be where ``poster`` may post to."""
 
-    def __init__(self, *parts: Any, allow_private: bool = False, **more: Any) -> None:
-        super().__init__(*parts, **more)
-        self._allow_private = allow_private
-        self._wanting_keys: list[Done] = []
+    def __init__(self, log: Log, timers: Timers, clock: Clock, poster: Poster) -> None:
+        self.entries: dict[str, ServedSubscription] = {}
+        self.keyring = KeyRing(log)
+        self.wakes = Wakes(log, timers, clock, poster, self.keyring, self._reload)
+        self._log = log
+        self._timers = timers
+        self._clock = clock
+        self._allow_private = poster.allow_private
+        self._stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"<Subscriptions {len(self.entries)}>"
+
+    def statistics(self) -> SubscriptionStatistics:
+        states = [entry.state for entry in self.entries.values()]
+        return SubscriptionStatistics(
+            len(states),
+            sum(bool(state.pending) for state in states),
+            sum(bool(state.wake) for state in states),
+            sum(state.attempts > 0 for state in states),
+            self.wakes.woken,
+            self.wakes.failed,
+        )
 
     # -- life
 
@@ -102,18 +133,23 @@ class Subscriptions(Wakes):
         """Take up what the hub knew before. Its log is open."""
         with contextlib.suppress(NotFound):
             for record in await self._records(KEYS):
-                self._keys = Keys(msgspec.json.decode(record, type=Seeds))
+                self.keyring.take(record)
         after = ""
         while infos := self._log.list(SUBSCRIPTIONS, after, PAGE):
             after = infos[-1].path
             for info in infos:
                 with contextlib.suppress(NotFound):
                     state, events = await self._read(info.path)
-                    entry = self.entries[state.id] = Entry(state)
+                    entry = self.entries[state.id] = ServedSubscription(state)
                     entry.events = events
         for entry in list(self.entries.values()):
             self._watch(entry)
-            self.arm(entry)
+            self.wakes.arm(entry)
+
+    async def stop(self) -> None:
+        """Wake nobody any more, and wait for attempts under way."""
+        self._stopped = True
+        await self.wakes.stop(self.entries.values())
 
     async def _records(self, path: str) -> list[bytes]:
         stream = self._log.find(path, touch=False)
@@ -124,48 +160,48 @@ class Subscriptions(Wakes):
                 records += batch.records
         return records
 
-    async def _read(self, path: str) -> tuple[Subscription, int]:
+    async def _read(self, path: str) -> tuple[DurableSubscription, int]:
         """A subscription as its stream has it, and how many records those are. Raises :class:`NotFound` where there is
         none. What is before its last snapshot may be there, or not, or in part."""
-        state: Subscription | None = None
+        state: DurableSubscription | None = None
         records = await self._records(path)
         for record in records:
             event = decode(record)
             if state is not None:
                 state.apply(event)
-            elif isinstance(event, Opened):
-                state = Subscription(event)
+            elif isinstance(event, SubscriptionOpened):
+                state = DurableSubscription(event)
         if state is None:
             raise NotFound(f"There is no subscription in {path}.")
         return state, len(records)
 
-    def reload(self, entry: Entry) -> None:
+    def _reload(self, entry: ServedSubscription) -> None:
         async def reload() -> None:
             try:
                 state, entry.events = await self._read(entry.path)
             except NotFound:
                 self._forget(entry)
             except Refusal:
-                self._timers.after(RELOAD_S, partial(self.reload, entry))
+                self._timers.after(RELOAD.base_s, partial(self._reload, entry))
             else:
                 if not entry.gone:
                     entry.state = state
                     entry.doubtful = False
                     self._watch(entry)
-                    self.arm(entry)
+                    self.wakes.arm(entry)
 
         if not entry.gone and not self._stopped:
             task = asyncio.get_running_loop().create_task(reload())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _watch(self, entry: Entry) -> None:
+    def _watch(self, entry: ServedSubscription) -> None:
         """Be told of all streams that a subscription means, and see how long they are now."""
         state = entry.state
         there = {path for glob in self._globs(entry).values() for path in self._see(entry, glob)}
         state.keep_only(there)
 
-    def _globs(self, entry: Entry) -> dict[str, Glob]:
+    def _globs(self, entry: ServedSubscription) -> dict[str, Glob]:
         """What it watches, by the glob's text; watches that it no longer needs are ended."""
         links = entry.state.links
         globs = {glob.text: glob for glob in entry.state.globs}
@@ -174,10 +210,10 @@ class Subscriptions(Wakes):
             entry.unwatch.pop(text)()
         return globs
 
-    def _see(self, entry: Entry, glob: Glob) -> list[str]:
+    def _see(self, entry: ServedSubscription, glob: Glob) -> list[str]:
         """Watch a glob, and see the streams that it matches now; returns their paths."""
         if glob.text not in entry.unwatch:
-            entry.unwatch[glob.text] = self._log.watch(glob, partial(self.told, entry))
+            entry.unwatch[glob.text] = self._log.watch(glob, partial(self.wakes.told, entry))
         state, paths = entry.state, []
         for each in self._log.tails(glob):
             paths.append(each.path)
@@ -185,41 +221,19 @@ class Subscriptions(Wakes):
                 state.see(each.path, each.earliest, each.tail)
         return paths
 
-    def _forget(self, entry: Entry) -> None:
+    def _forget(self, entry: ServedSubscription) -> None:
         entry.gone = True
-        entry.hold()
+        self.wakes.rest(entry)
+        if entry.posting is not None:
+            entry.posting.cancel()
         for unwatch in entry.unwatch.values():
             unwatch()
         if self.entries.get(entry.state.id) is entry:
             del self.entries[entry.state.id]
 
-    # -- keys
-
-    def with_keys(self, done: Done) -> None:
-        """``done`` gets the hub's keys, which are made when they are first needed, or an exception."""
-        if self._keys is not None:
-            done(self._keys)
-            return
-        self._wanting_keys.append(done)
-        if len(self._wanting_keys) > 1:
-            return
-        seeds = Seeds.new()
-
-        def made(result: Any) -> None:
-            waiting, self._wanting_keys = self._wanting_keys, []
-            if not isinstance(result, Exception):
-                self._keys = Keys(seeds)
-            for each in waiting:
-                each(result if self._keys is None else self._keys)
-
-        try:
-            self._log.create(KEYS, Create(StreamConfig(JSON), records=[msgspec.json.encode(seeds)]), made)
-        except Refusal as refusal:
-            made(refusal)
-
     # -- subscriptions
 
-    def entry(self, identity: str) -> Entry:
+    def entry(self, identity: str) -> ServedSubscription:
         """Raises the refusal ``SUBSCRIPTION_NOT_FOUND``; :class:`~wayside.errors.Overloaded` while it is read again."""
         entry = self.entries.get(identity)
         if entry is None or not entry.live:
@@ -227,7 +241,7 @@ class Subscriptions(Wakes):
                 "SUBSCRIPTION_NOT_FOUND",
                 f"There is no subscription {identity[:200]!r}. Create it with PUT.",
             )
-        self.require_sure(entry)
+        entry.require_sure()
         return entry
 
     def put(self, identity: str, config: Config, base: str, done: Done) -> None:
@@ -236,13 +250,12 @@ class Subscriptions(Wakes):
         try:
             require_path(SUBSCRIPTIONS + identity, self._log.limits.path_bytes_max)
             globs = globs_of(config.pattern) if config.pattern else []
-            streams = [Glob(path) for path in config.streams]
+            count = len(config.streams)
+            _require_names(
+                config.streams, f"streams has {count} names; at most {NAMES_MAX} are allowed. Use a pattern."
+            )
             if any(is_reserved(path) for path in (config.pattern, config.wake_stream, *config.streams)):
                 raise BadRequest("Paths of the hub's own streams cannot be subscribed to.")
-            if any(not glob.literal for glob in streams):
-                raise BadRequest("streams takes paths of single streams; a glob is a pattern.")
-            if len(streams) > NAMES_MAX:
-                raise BadRequest(f"streams has {len(streams)} names; at most {NAMES_MAX} are allowed. Use a pattern.")
             if config.wake_stream and not Glob(config.wake_stream).literal:
                 raise BadRequest("wake_stream is one stream.")
         except BadRequest as error:
@@ -258,8 +271,8 @@ class Subscriptions(Wakes):
                 f"There are {len(self.entries)} subscriptions, as many as a hub may have. Delete some.",
                 code="too-many-subscriptions",
             )
-        state = Subscription(Opened(identity, config, base, self._clock.wall_ms()))
-        entry = self.entries[identity] = Entry(state)
+        state = DurableSubscription(SubscriptionOpened(identity, config, base, self._clock.wall_ms()))
+        entry = self.entries[identity] = ServedSubscription(state)
         entry.live = False
         entry.waiters.append(lambda result: done(result if isinstance(result, Exception) else Confirmed(True, state)))
         for glob in globs:  # what there is now is not news
@@ -267,9 +280,9 @@ class Subscriptions(Wakes):
         for path in [path for path in state.links if not state.matches(path)]:
             del state.links[path]
         state.apply(Linked(explicit=self._tails(config.streams)))
-        self.with_keys(partial(self._create, entry))
+        self.keyring.want(partial(self._create, entry))
 
-    def _confirm(self, entry: Entry, config: Config, base: str, done: Done) -> None:
+    def _confirm(self, entry: ServedSubscription, config: Config, base: str, done: Done) -> None:
         state = entry.state
         if state.config.digest != config.digest:
             raise refused(
@@ -280,13 +293,13 @@ class Subscriptions(Wakes):
         if not entry.live:
             entry.waiters.append(done)
             return
-        self.require_sure(entry)
+        entry.require_sure()
         if state.base == base:
             done(Confirmed(False, state))
         else:
-            self.keep(entry, [Moved(base)], _then(done, Confirmed(False, state)))
+            self.wakes.keep(entry, [BaseMoved(base)], _then(done, Confirmed(False, state)))
 
-    def _create(self, entry: Entry, keys: Keys | Exception) -> None:
+    def _create(self, entry: ServedSubscription, keys: Keys | Exception) -> None:
         def created(result: Any) -> None:
             waiters, entry.waiters = entry.waiters, []
             if isinstance(result, Exception):
@@ -294,7 +307,7 @@ class Subscriptions(Wakes):
             else:
                 entry.live = True
                 self._watch(entry)
-                self.look(entry)
+                self.wakes.look(entry)
             for each in waiters:
                 each(result if isinstance(result, Exception) else Confirmed(False, entry.state))
 
@@ -327,23 +340,19 @@ class Subscriptions(Wakes):
     def link(self, identity: str, paths: Sequence[str], done: Done) -> None:
         """Add streams by name, each with its cursor at its end now."""
         entry = self.entry(identity)
-        try:
-            globs = [Glob(path) for path in paths]
-        except BadRequest as error:
-            raise refused("INVALID_REQUEST", error.detail) from error
-        if not all(glob.literal for glob in globs):
-            raise refused("INVALID_REQUEST", "streams takes paths of single streams; a glob is a pattern.")
         links = entry.state.links
         new = [path for path in paths if path not in links or not links[path].explicit]
-        if len(new) > NAMES_MAX:
-            raise refused("INVALID_REQUEST", f"These are {len(new)} streams; add at most {NAMES_MAX} at a time.")
+        try:
+            _require_names(new, f"These are {len(new)} streams; add at most {NAMES_MAX} at a time.")
+        except BadRequest as error:
+            raise refused("INVALID_REQUEST", error.detail) from error
         if not new:
             done(None)
             return
-        self.keep(entry, [Linked(explicit=self._tails(new))], done)
+        self.wakes.keep(entry, [Linked(explicit=self._tails(new))], done)
         for path in new:
             self._see(entry, Glob(path))
-        self.look(entry)
+        self.wakes.look(entry)
 
     def unlink(self, identity: str, path: str, done: Done) -> None:
         """Take back that a stream was named; where the pattern means it, it stays."""
@@ -352,7 +361,7 @@ class Subscriptions(Wakes):
         if link is None or not link.explicit:
             done(None)
             return
-        self.keep(entry, [Unlinked(path)], done)
+        self.wakes.keep(entry, [Unlinked(path)], done)
         self._globs(entry)
 
     # -- work
@@ -370,28 +379,25 @@ class Subscriptions(Wakes):
             )
         if not state.pending:
             if state.wake:  # what it was for is gone: the next work makes another
-                self.keep(entry, [Released()])
+                self.wakes.keep(entry, [Released()])
             raise refused("NO_PENDING_WORK", "There is nothing to do. Wait for the next wake.")
-        events: list[Event] = [Claimed(worker)]
+        events: list[SubscriptionEvent] = [Claimed(worker)]
         if not state.wake:
-            woken = state.next_wake(new_wake(), self._clock.wall_ms())
+            woken = self.wakes.next_wake(state)
             assert woken is not None
             events.insert(0, woken)
         for event in events:
-            state.apply(event)
-        self._woken += len(events) - 1
+            self.wakes.apply(entry, event)
         answer = {
             "wake_id": state.wake,
             "generation": state.generation,
-            "token": self.token(state),
+            "token": self.wakes.token(state),
             "streams": state.stream_infos(now=True),
             "lease_ttl_ms": state.config.lease_ttl_ms,
         }
-        self.append(entry, events, _then(done, answer))
-        if entry.retry is not None:
-            entry.retry.cancel()
-            entry.retry = None
-        self.lease(entry)
+        self.wakes.append(entry, events, _then(done, answer))
+        entry.end_retry()
+        self.wakes.lease(entry)
 
     def ack(self, identity: str, kind: Kind, work: Work, done: Done) -> None:
         """A worker has processed something, and lives; ``done`` gets what it is answered."""
@@ -399,27 +405,27 @@ class Subscriptions(Wakes):
         state = entry.state
         acks = state.acks_of(work.acks)
         if not work.done:
-            self.lease(entry)
+            self.wakes.lease(entry)
             answer = {"ok": True, "next_wake": False}
             if acks:
-                self.keep(entry, [Acked(acks)], _then(done, answer))
+                self.wakes.keep(entry, [WorkAcked(acks)], _then(done, answer))
             else:
                 done(answer)
             return
-        self.end_lease(entry)
-        event = Acked(acks, done=True)
+        self.wakes.end_lease(entry)
+        event = WorkAcked(acks, done=True)
         state.apply(event)
-        self.append(entry, [event], _then(done, {"ok": True, "next_wake": bool(state.pending)}))
-        self.look(entry)
+        self.wakes.append(entry, [event], _then(done, {"ok": True, "next_wake": bool(state.pending)}))
+        self.wakes.look(entry)
 
     def release(self, identity: str, work: Work, done: Done) -> None:
         """A worker gives the lease back."""
         entry = self._working(identity, Kind.PULL_WAKE, work)
-        self.end_lease(entry)
-        self.keep(entry, [Released()], done)
-        self.look(entry)
+        self.wakes.end_lease(entry)
+        self.wakes.keep(entry, [Released()], done)
+        self.wakes.look(entry)
 
-    def _entry_of(self, identity: str, kind: Kind) -> Entry:
+    def _entry_of(self, identity: str, kind: Kind) -> ServedSubscription:
         entry = self.entry(identity)
         if entry.state.config.type is not kind:
             actions = "callback" if entry.state.config.type is Kind.WEBHOOK else "claim, ack and release"
@@ -428,11 +434,11 @@ class Subscriptions(Wakes):
             )
         return entry
 
-    def _working(self, identity: str, kind: Kind, work: Work) -> Entry:
+    def _working(self, identity: str, kind: Kind, work: Work) -> ServedSubscription:
         """The subscription whose wake a worker works on. Raises ``TOKEN_INVALID``, or ``FENCED`` where it no longer does."""
         entry = self._entry_of(identity, kind)
         state = entry.state
-        claims = self._keys.claims(work.token) if self._keys is not None else None
+        claims = self.keyring.keys.claims(work.token) if self.keyring.keys is not None else None
         if claims is None or claims.get("sub") != state.id:
             raise refused(
                 "TOKEN_INVALID", "This is no token for this subscription. Use the one that came with the wake."
@@ -440,6 +446,14 @@ class Subscriptions(Wakes):
         state.require_current(claims.get("wake"), claims.get("generation"))
         state.require_current(work.wake, work.generation)
         return entry
+
+
+def _require_names(paths: Sequence[str], too_many: str) -> None:
+    """Raise :class:`BadRequest` unless these are single streams, and not too many."""
+    if not all(Glob(path).literal for path in paths):
+        raise BadRequest("streams takes paths of single streams; a glob is a pattern.")
+    if len(paths) > NAMES_MAX:
+        raise BadRequest(too_many)
 
 
 def _then(done: Done, answer: object) -> Done:

@@ -2,288 +2,253 @@
 
 A receiver is told by a signed request (Durable Streams section 7.1), pull workers by a record of their wake stream (section
 7.2). What is true of a subscription is kept before anybody is told: each wake is on disk before it goes out. Leases and
-pauses run on the monotonic clock, and begin anew with the hub. Everything here runs on one event loop; requests to
-receivers run in threads.
+pauses run on the monotonic clock, and begin anew with the hub. Which subscriptions there are, and how one is read from
+disk, is not known here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
-import ssl
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from secrets import token_hex
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
 import structlog
 
-from wayside.core.callbacks import Done, report
+from wayside.core.backoff import Backoff
+from wayside.core.callbacks import Done
 from wayside.core.clock import Clock
 from wayside.core.errors import Overloaded, Refusal
+from wayside.core.lease import Lease, Leases
 from wayside.core.records import JSON, Append, Appended
 from wayside.core.schedule import Timer, Timers
 from wayside.streams.contract import Log, StreamView
-from wayside.webhooks.keys import Keys
-from wayside.webhooks.post import Answer, Direct, Unreachable
-from wayside.webhooks.subscription import Acked, Delivered, Event, Failed, Kind, Released, Subscription, Woken, encode
+from wayside.webhooks.keys import KeyRing
+from wayside.webhooks.post import TIMEOUT_S, NoResponse, Poster, Posting, WebhookResponse, ended
+from wayside.webhooks.subscription import (
+    DurableSubscription,
+    Kind,
+    Released,
+    SubscriptionEvent,
+    WakeDelivered,
+    WakeFailed,
+    Woken,
+    WorkAcked,
+    encode,
+)
 
-__all__ = ["SUBSCRIPTIONS", "Entry", "Poster", "WakeStatistics", "Wakes", "new_wake", "retry_s"]
+__all__ = ["SUBSCRIPTIONS", "ServedSubscription", "Wakes", "wake_backoff"]
 
 SUBSCRIPTIONS = "__ds/subscriptions/"
 """Where the streams of subscriptions are; and, below the streams of a hub, they themselves."""
-RETRY_S_MAX = 60.0
-RETRY_JITTER = 0.2
+RETRY_S, RETRY_S_MAX, RETRY_JITTER = 1.0, 60.0, 0.2
 """Pauses between attempts: from one second, doubled each time, up to this, give or take a fifth (section 7.1)."""
-TIMEOUT_S_MAX = 10.0
-"""For one attempt; less where the lease is shorter, as an answer that comes after it is of no use. Who works for longer
-answers at once, and calls back."""
-CONCURRENCY_MAX = 16
-"""Attempts that run at a time. A subscription has one."""
 EVENTS_MIN = 1000
 """Records of a subscription's stream after which a snapshot takes their place; more where the snapshot is long."""
-RELOAD_S, RELOAD_S_MAX = 1.0, 60.0
-"""How soon a subscription is read again of which something could not be kept; twice as long each time, up to the latter."""
-
-Post = Callable[[str, Mapping[str, str], bytes, float], Answer]
-"""Posts a body with header fields to a URL within so many seconds, in a thread; raises :class:`Unreachable`."""
+RELOAD = Backoff(1.0, 60.0, least=1.0)
+"""How soon a subscription is read again of which something could not be kept."""
 
 _log = structlog.get_logger("wayside.subscriptions")
 
 
-def retry_s(attempts: int, jitter: float) -> float:
-    """The pause after so many failed attempts in a row; ``jitter`` is from 0 to 1."""
-    pause_s: float = min(RETRY_S_MAX, 2.0 ** min(attempts - 1, 16))
-    return pause_s * (1 + RETRY_JITTER * (2 * jitter - 1))
+def wake_backoff() -> Backoff:
+    """The pauses between attempts to tell of a wake."""
+    return Backoff(RETRY_S, RETRY_S_MAX, least=1 - RETRY_JITTER, most=1 + RETRY_JITTER)
 
 
-class WakeStatistics(NamedTuple):
-    """A snapshot, for metrics and tests."""
+@dataclass(slots=True, eq=False, repr=False)
+class ServedSubscription:
+    """A subscription, and what is under way for it."""
 
-    subscriptions: int
-    pending: int
-    """Those with streams that have records after the cursor."""
-    working: int
-    """Those with a wake under way."""
-    failing: int
-    """Those that could not be told of it, and are told again."""
-    woken: int
-    """Wakes since the hub began."""
-    failed: int
-    """Attempts to tell of one that failed since then."""
+    state: DurableSubscription
+    events: int = 0
+    """Records of its stream since the last snapshot."""
+    position: int = 0
+    """After the last of them that is known to be kept."""
+    live: bool = True
+    """Whether its creation is committed."""
+    waiters: list[Done] = field(default_factory=list)
+    """Who waits for that."""
+    gone: bool = False
+    doubtful: bool = False
+    """Something could not be kept: what is in memory may never have been."""
+    doubts: int = 0
+    """How often in a row."""
+    looking: bool = False
+    posting: Posting | None = None
+    """An attempt that runs, or waits for its turn."""
+    retry: Timer | None = None
+    """A pause after a failed attempt."""
+    unwatch: dict[str, Callable[[], None]] = field(default_factory=dict)
+    """How to end its watches, by glob."""
+    lease: Lease[ServedSubscription] = field(init=False)
+    """Of the wake under way; its epoch is the wake's generation."""
 
+    def __post_init__(self) -> None:
+        self.lease = Lease(self, self.state.config.lease_ttl_ms / 1000)
 
-class Entry:
-    """A subscription that is served."""
-
-    __slots__ = (
-        "doubtful",
-        "doubts",
-        "events",
-        "gone",
-        "lease",
-        "lease_until",
-        "live",
-        "looking",
-        "path",
-        "pushing",
-        "retry",
-        "state",
-        "unwatch",
-        "waiters",
-    )
-
-    def __init__(self, state: Subscription) -> None:
-        self.state = state
-        self.path = SUBSCRIPTIONS + state.id
-        self.events = 0
-        """Records of its stream since the last snapshot."""
-        self.live = True
-        """Whether its creation is committed."""
-        self.waiters: list[Done] = []
-        """Who waits for that."""
-        self.gone = False
-        self.doubtful = False
-        """Something could not be kept: what is in memory may never have been."""
-        self.doubts = 0
-        """How often in a row."""
-        self.looking = False
-        self.pushing = False
-        """An attempt runs."""
-        self.retry: Timer | None = None
-        """A pause after a failed attempt."""
-        self.lease: Timer | None = None
-        self.lease_until = 0.0
-        self.unwatch: dict[str, Callable[[], None]] = {}
-        """How to end its watches, by glob."""
+    @property
+    def path(self) -> str:
+        return SUBSCRIPTIONS + self.state.id
 
     def __repr__(self) -> str:
-        return f"<Entry {self.state!r}>"
+        return f"<Served {self.state!r}>"
 
     @property
     def busy(self) -> bool:
         """Whether it cannot be woken now, pending work or not."""
-        return self.gone or self.doubtful or not self.live or self.pushing or self.retry is not None
+        return self.gone or self.doubtful or not self.live or self.posting is not None or self.retry is not None
 
-    def hold(self) -> None:
-        """Cancel its timers."""
-        for timer in (self.lease, self.retry):
-            if timer is not None:
-                timer.cancel()
-        self.lease = self.retry = None
+    def end_retry(self) -> None:
+        if self.retry is not None:
+            self.retry.cancel()
+            self.retry = None
 
-
-class Poster:
-    """Posts as :class:`Direct` does, each time within its own time."""
-
-    def __init__(self, *, allow_private: bool) -> None:
-        self._allow_private = allow_private
-        self._tls: ssl.SSLContext | None = None
-
-    def __call__(self, url: str, headers: Mapping[str, str], body: bytes, timeout_s: float) -> Answer:
-        if self._tls is None and url.startswith("https:"):
-            self._tls = ssl.create_default_context()
-        return Direct(allow_private=self._allow_private, timeout_s=timeout_s, tls=self._tls)(url, headers, body)
+    def require_sure(self) -> None:
+        """Raise :class:`Overloaded` while it is read again."""
+        if self.doubtful:
+            raise Overloaded(
+                "A change of this subscription could not be kept, and it is read again. Try again in a second.",
+                code="subscription-unsure",
+                headers={"Retry-After": "1"},
+            )
 
 
 class Wakes:
-    """The subscriptions of one hub under way."""
+    """The wakes of one hub's subscriptions. ``reload`` reads a subscription again of which something could not be kept."""
 
     def __init__(
         self,
         log: Log,
         timers: Timers,
         clock: Clock,
-        *,
-        post: Post,
-        jitter: Callable[[], float] = random.random,
+        poster: Poster,
+        keys: KeyRing,
+        reload: Callable[[ServedSubscription], None],
     ) -> None:
-        self.entries: dict[str, Entry] = {}
+        self.backoff = wake_backoff()
+        self.woken = 0
+        """Wakes since the hub began."""
+        self.failed = 0
+        """Attempts to tell of one that failed since then."""
         self._log = log
         self._timers = timers
         self._clock = clock
-        self._post = post
-        self._jitter = jitter
-        self._keys: Keys | None = None
-        self._threads = ThreadPoolExecutor(CONCURRENCY_MAX, "wayside-wake")
-        self._attempts: set[asyncio.Future[Answer]] = set()
+        self._poster = poster
+        self._keys = keys
+        self._reload = reload
+        self._leases: Leases[Lease[ServedSubscription]] = Leases(clock, timers, self._over)
         self._stopped = False
-        self._woken = self._failures = 0
-
-    def statistics(self) -> WakeStatistics:
-        states = [entry.state for entry in self.entries.values()]
-        return WakeStatistics(
-            len(states),
-            sum(bool(state.pending) for state in states),
-            sum(bool(state.wake) for state in states),
-            sum(state.attempts > 0 for state in states),
-            self._woken,
-            self._failures,
-        )
-
-    def reload(self, entry: Entry) -> None:
-        """Read a doubtful subscription again."""
-        raise NotImplementedError
 
     # -- what is kept
 
-    def keep(self, entry: Entry, events: Sequence[Event], done: Done | None = None) -> None:
+    def keep(self, served: ServedSubscription, events: Sequence[SubscriptionEvent], done: Done | None = None) -> None:
         """Make events true, and durable; ``done`` gets :class:`Appended`, or an exception."""
         for event in events:
-            entry.state.apply(event)
-            self._woken += type(event) is Woken
-        self.append(entry, events, done)
+            self.apply(served, event)
+        self.append(served, events, done)
 
-    def append(self, entry: Entry, events: Sequence[Event], done: Done | None) -> None:
+    def apply(self, served: ServedSubscription, event: SubscriptionEvent) -> None:
+        """Make an event true; it is to be appended at once."""
+        served.state.apply(event)
+        self.woken += type(event) is Woken
+
+    def append(self, served: ServedSubscription, events: Sequence[SubscriptionEvent], done: Done | None) -> None:
         """Make events that are true already durable."""
         records = [encode(event) for event in events]
 
         def kept(result: Appended | Exception) -> None:
             if isinstance(result, Exception):
-                self._doubt(entry, result)
+                self._doubt(served, result)
             else:
-                entry.doubts = 0
+                served.doubts = 0
             if done is not None:
                 done(result)
+            if isinstance(result, Appended):
+                served.position = result.position
 
-        entry.events += len(records)
+        served.events += len(records)
         try:
-            self._log.append(entry.path, Append(b"", records=records), kept)
+            self._log.append(served.path, Append(b"", records=records), kept)
         except Refusal as refusal:
             kept(refusal)
             return
-        if entry.events > max(EVENTS_MIN, len(entry.state.links)):
-            self._compact(entry)
+        if served.events > max(EVENTS_MIN, len(served.state.links)):
+            self._compact(served)
 
-    def _compact(self, entry: Entry) -> None:
+    def _compact(self, served: ServedSubscription) -> None:
         """Put a snapshot in the place of everything before it."""
-        events = entry.state.events()
 
         def kept(result: Appended | Exception) -> None:
-            if isinstance(result, Appended) and not entry.gone:
-                self._log.trim(entry.path, result.position - len(events))
+            if isinstance(result, Appended) and not served.gone:
+                self._log.trim(served.path, served.position)  # as it was before the snapshot
 
-        entry.events = 0
-        self.append(entry, events, kept)
-        entry.events = 0
+        served.events = 0
+        self.append(served, served.state.events(), kept)
+        served.events = 0
 
-    def _doubt(self, entry: Entry, error: Exception) -> None:
-        if entry.gone or entry.doubtful or self._stopped:
+    def _doubt(self, served: ServedSubscription, error: Exception) -> None:
+        if served.gone or served.doubtful or self._stopped:
             return
-        _log.warning("not kept", subscription=entry.state.id, detail=getattr(error, "detail", str(error)))
-        entry.doubtful = True
-        entry.hold()
-        self._timers.after(min(RELOAD_S_MAX, RELOAD_S * 2.0 ** min(entry.doubts, 16)), partial(self.reload, entry))
-        entry.doubts += 1
+        _log.warning("not kept", subscription=served.state.id, detail=getattr(error, "detail", str(error)))
+        served.doubtful = True
+        self.rest(served)
+        served.doubts += 1
+        self._timers.after(RELOAD.delay_s(served.doubts), partial(self._reload, served))
 
     # -- what is seen of streams
 
-    def told(self, entry: Entry, stream: StreamView) -> None:
+    def told(self, served: ServedSubscription, stream: StreamView) -> None:
         """A stream that it watches has changed."""
-        state, path = entry.state, stream.path
+        state, path = served.state, stream.path
         if stream.deleted:
             state.lose(path)
         elif path in state.links or state.matches(path):
             state.see(path, stream.offset(stream.start), stream.offset(stream.tail))
-        if state.pending and not state.wake and not entry.looking:
-            entry.looking = True
-            asyncio.get_running_loop().call_soon(self.look, entry)
+        if state.pending and not state.wake and not served.looking:
+            served.looking = True
+            asyncio.get_running_loop().call_soon(self.look, served)
 
     # -- wakes
 
-    def look(self, entry: Entry) -> None:
+    def next_wake(self, state: DurableSubscription) -> Woken | None:
+        """The wake that pending work makes now, if it makes one."""
+        return state.next_wake(f"w_{token_hex(12)}", self._clock.wall_ms())
+
+    def look(self, served: ServedSubscription) -> None:
         """Wake a worker, if there is work for one and none has it."""
-        entry.looking = False
-        state = entry.state
-        if entry.busy or self._stopped:
+        served.looking = False
+        state = served.state
+        if served.busy or self._stopped:
             return
-        woken = state.next_wake(new_wake(), self._clock.wall_ms())
+        woken = self.next_wake(state)
         if woken is None:
             return
 
         def kept(result: Appended | Exception) -> None:
             if not isinstance(result, Exception) and state.wake == woken.wake and not state.holder:
-                self.tell(entry)
+                self._tell(served)
 
-        self.keep(entry, [woken], kept)
+        self.keep(served, [woken], kept)
         if state.config.type is Kind.WEBHOOK and state.wake:
-            self.lease(entry)
+            self.lease(served)
 
-    def tell(self, entry: Entry) -> None:
+    def _tell(self, served: ServedSubscription) -> None:
         """Tell of the wake under way."""
-        if entry.gone or entry.doubtful or self._stopped or entry.pushing:
+        if served.gone or served.doubtful or self._stopped or served.posting is not None:
             return
-        if entry.state.config.type is Kind.WEBHOOK:
-            self._push(entry)
+        if served.state.config.type is Kind.WEBHOOK:
+            self._push(served)
         else:
-            self._announce(entry)
+            self._announce(served)
 
-    def _announce(self, entry: Entry) -> None:
+    def _announce(self, served: ServedSubscription) -> None:
         """By a record of the wake stream."""
-        state = entry.state
+        state = served.state
         wake = state.wake
         record = {
             "type": "wake",
@@ -294,22 +259,22 @@ class Wakes:
         }
 
         def written(result: Appended | Exception) -> None:
-            if entry.gone or entry.doubtful or entry.state.wake != wake or entry.state.holder:
+            if served.gone or served.doubtful or served.state.wake != wake or served.state.holder:
                 return
             if isinstance(result, Exception):
-                self._failed(entry, getattr(result, "detail", str(result)))
+                self._failed(served, getattr(result, "detail", str(result)))
             else:
-                self.keep(entry, [Delivered()])
+                self.keep(served, [WakeDelivered()])
 
         try:
             self._log.append(state.config.wake_stream, Append(b"", records=[msgspec.json.encode(record)]), written)
         except Refusal as refusal:
             written(refusal)
 
-    def _push(self, entry: Entry) -> None:
-        """By a request to the receiver."""
-        state, keys = entry.state, self._keys
-        assert keys is not None, "subscriptions have keys"
+    def _push(self, served: ServedSubscription) -> None:
+        """By a request to the receiver. It takes no longer than the lease, as an answer that comes after it is of no use:
+        who works for longer answers at once, and calls back."""
+        state, keys = served.state, self._keys.sure
         actions = f"{state.base}{SUBSCRIPTIONS}{quote(state.id, safe='')}"
         body = msgspec.json.encode(
             {
@@ -321,134 +286,112 @@ class Wakes:
                 "callback_token": self.token(state),
             }
         )
-        url, timeout_s = state.config.url, min(TIMEOUT_S_MAX, state.config.lease_ttl_ms / 1000)
 
-        def attempt() -> Answer:
+        def headers() -> dict[str, str]:
             signature = keys.sign(self._clock.wall_ms() // 1000, body)
-            headers = {"Content-Type": JSON, "User-Agent": "wayside", "Webhook-Signature": signature}
-            return self._post(url, headers, body, timeout_s)
+            return {"Content-Type": JSON, "User-Agent": "wayside", "Webhook-Signature": signature}
 
-        entry.pushing = True
-        future = asyncio.get_running_loop().run_in_executor(self._threads, attempt)
-        self._attempts.add(future)
-        future.add_done_callback(partial(self._pushed, entry, state.wake))
+        pushed = partial(self._pushed, served, state.wake)
+        served.posting = self._poster.post(
+            state.config.url, headers, body, min(TIMEOUT_S, served.lease.seconds), pushed
+        )
 
-    def _pushed(self, entry: Entry, wake: str, future: asyncio.Future[Answer]) -> None:
+    def _pushed(self, served: ServedSubscription, wake: str, result: WebhookResponse | NoResponse) -> None:
         """An attempt is over. What the receiver says to a wake that is over itself is too late."""
-        entry.pushing = False
-        self._attempts.discard(future)
-        if future.cancelled() or entry.gone:
+        served.posting = None
+        if served.gone or served.doubtful:
             return
-        state, error = entry.state, future.exception()
-        if entry.doubtful:
+        if isinstance(result, NoResponse):
+            self._failed(served, str(result))
             return
-        if isinstance(error, Exception) and not isinstance(error, Unreachable):
-            report(error, self._post)  # a mistake of ours; tried again all the same
-        answer = future.result() if error is None else None
-        if answer is None or not 200 <= answer.status < 300:
-            self._failed(entry, str(error) if answer is None else f"The receiver answered with {answer.status}.")
+        if not result.ok:
+            self._failed(served, f"The receiver answered with {result.status}.")
             return
-        events: list[Event] = []
+        state = served.state
+        events: list[SubscriptionEvent] = []
         if state.wake == wake or state.attempts:
-            events.append(Delivered())
-        if state.wake == wake and _says_done(answer.body):
-            events.append(Acked(state.snapshot_acks(), done=True))
-            self.end_lease(entry)
+            events.append(WakeDelivered())
+        if state.wake == wake and _says_done(result.body):
+            events.append(WorkAcked(state.snapshot_acks(), done=True))
+            self.end_lease(served)
         if events:
-            self.keep(entry, events)
-        self.look(entry)
+            self.keep(served, events)
+        self.look(served)
 
-    def _failed(self, entry: Entry, detail: str) -> None:
+    def _failed(self, served: ServedSubscription, detail: str) -> None:
         """Try again after a pause."""
-        self._failures += 1
-        attempts = entry.state.attempts + 1
-        pause_s = retry_s(attempts, self._jitter())
-        _log.warning("wake failed", subscription=entry.state.id, attempts=attempts, pause_s=pause_s, detail=detail)
-        self.keep(entry, [Failed(attempts, self._clock.wall_ms() + round(pause_s * 1000))])
-        self.pause(entry, pause_s)
+        self.failed += 1
+        attempts = served.state.attempts + 1
+        pause_s = self.backoff.delay_s(attempts)
+        _log.warning("wake failed", subscription=served.state.id, attempts=attempts, pause_s=pause_s, detail=detail)
+        self.keep(served, [WakeFailed(attempts, self._clock.wall_ms() + round(pause_s * 1000))])
+        self._pause(served, pause_s)
 
-    def pause(self, entry: Entry, pause_s: float) -> None:
-        if entry.retry is not None:
-            entry.retry.cancel()
-        if not entry.doubtful and not self._stopped:
-            entry.retry = self._timers.after(pause_s, partial(self._resume, entry))
+    def _pause(self, served: ServedSubscription, pause_s: float) -> None:
+        served.end_retry()
+        if not served.doubtful and not self._stopped:
+            served.retry = self._timers.after(pause_s, partial(self._resume, served))
 
-    def _resume(self, entry: Entry) -> None:
-        entry.retry = None
-        state = entry.state
+    def _resume(self, served: ServedSubscription) -> None:
+        served.retry = None
+        state = served.state
         if state.wake and not state.delivered and not state.holder:
-            self.tell(entry)
+            self._tell(served)
         else:
-            self.look(entry)
+            self.look(served)
 
-    def token(self, state: Subscription) -> str:
+    def token(self, state: DurableSubscription) -> str:
         """For whoever works on the wake under way."""
-        assert self._keys is not None, "subscriptions have keys"
-        return self._keys.token(sub=state.id, generation=state.generation, wake=state.wake)
+        return self._keys.sure.token(sub=state.id, generation=state.generation, wake=state.wake)
 
     # -- leases
 
-    def lease(self, entry: Entry) -> None:
+    def lease(self, served: ServedSubscription) -> None:
         """The lease begins, or begins anew."""
-        if entry.doubtful:
-            return
-        ttl_s = entry.state.config.lease_ttl_ms / 1000
-        entry.lease_until = self._clock.monotonic() + ttl_s
-        if entry.lease is None:
-            entry.lease = self._timers.after(ttl_s, partial(self._lease_over, entry))
+        if not served.doubtful:
+            served.lease.epoch = served.state.generation
+            self._leases.renew(served.lease)
 
-    def end_lease(self, entry: Entry) -> None:
-        if entry.lease is not None:
-            entry.lease.cancel()
-            entry.lease = None
+    def end_lease(self, served: ServedSubscription) -> None:
+        self._leases.end(served.lease)
 
-    def _lease_over(self, entry: Entry) -> None:
-        entry.lease = None
-        left_s = entry.lease_until - self._clock.monotonic()
-        if left_s > 0:
-            entry.lease = self._timers.after(left_s, partial(self._lease_over, entry))
-        elif entry.state.wake and not entry.gone:
-            self.keep(entry, [Released()])
-            self.look(entry)
+    def _over(self, leases: list[Lease[ServedSubscription]]) -> None:
+        for lease in leases:
+            served = lease.holder
+            if served.state.wake and not served.gone:
+                self.keep(served, [Released()])
+                self.look(served)
 
     # -- life
 
-    def arm(self, entry: Entry) -> None:
+    def arm(self, served: ServedSubscription) -> None:
         """Take up a subscription that was read: its wake under way has a whole lease again, and is told of where that did
         not succeed."""
-        state = entry.state
+        state = served.state
         if state.wake and (state.config.type is Kind.WEBHOOK or state.holder):
-            self.lease(entry)
+            self.lease(served)
         if state.attempts:
             left_s = (state.next_ms - self._clock.wall_ms()) / 1000
-            self.pause(entry, min(max(0.0, left_s), RETRY_S_MAX * (1 + RETRY_JITTER)))
+            self._pause(served, min(max(0.0, left_s), RETRY_S_MAX * (1 + RETRY_JITTER)))
         elif state.wake and not state.delivered and not state.holder:
-            self.tell(entry)
-        self.look(entry)
+            self._tell(served)
+        self.look(served)
 
-    def require_sure(self, entry: Entry) -> None:
-        """Raise :class:`Overloaded` while it is read again."""
-        if entry.doubtful:
-            raise Overloaded(
-                "A change of this subscription could not be kept, and it is read again. Try again in a second.",
-                code="subscription-unsure",
-                headers={"Retry-After": "1"},
-            )
+    def rest(self, served: ServedSubscription) -> None:
+        """Nothing happens to it by time any more."""
+        self.end_lease(served)
+        served.end_retry()
 
-    async def stop(self) -> None:
+    async def stop(self, all_served: Iterable[ServedSubscription]) -> None:
         """Wake nobody any more, and wait for attempts under way, which all end in time. Those that have to wait for others
         are not made: the next hub makes them."""
         self._stopped = True
-        for entry in self.entries.values():
-            entry.hold()
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        if self._attempts:
-            await asyncio.wait(self._attempts, timeout=TIMEOUT_S_MAX)
-
-
-def new_wake() -> str:
-    """A name that no other wake has."""
-    return f"w_{token_hex(12)}"
+        postings = []
+        for served in all_served:
+            self.rest(served)
+            if served.posting is not None:
+                postings.append(served.posting)
+        await ended(postings, TIMEOUT_S)
 
 
 def _says_done(body: bytes) -> bool:

@@ -16,7 +16,7 @@ import msgspec
 from wayside.core.errors import BadRequest, MethodNotAllowed, NotFound, Refusal
 from wayside.core.records import require_size
 from wayside.server.exchange import JSON_HEAD, Exchange, Handler, Request, origin_of
-from wayside.webhooks.subscription import Config, Kind, Subscription, refused
+from wayside.webhooks.subscription import Config, DurableSubscription, Kind, refused
 from wayside.webhooks.subscriptions import Confirmed, Subscriptions, Work
 from wayside.webhooks.wakes import SUBSCRIPTIONS
 
@@ -132,7 +132,7 @@ def _answer(exchange: Exchange, result: Any) -> None:
         exchange.respond(204, b"")
 
 
-def _document(state: Subscription, base: str, kid: str | None) -> dict[str, Any]:
+def _document(state: DurableSubscription, base: str, kid: str | None) -> dict[str, Any]:
     config = state.config
     webhook: dict[str, Any] | None = None
     if config.url:
@@ -153,7 +153,7 @@ def _document(state: Subscription, base: str, kid: str | None) -> dict[str, Any]
     }
 
 
-def _tell(exchange: Exchange, subscriptions: Subscriptions, base: str, status: int, state: Subscription) -> None:
+def _tell(exchange: Exchange, subscriptions: Subscriptions, base: str, status: int, state: DurableSubscription) -> None:
     """Answer with a subscription."""
 
     def known(keys: Any) -> None:
@@ -163,7 +163,7 @@ def _tell(exchange: Exchange, subscriptions: Subscriptions, base: str, status: i
             document = _document(state, base, keys.kid if state.config.url else None)
             exchange.respond(status, JSON_HEAD, msgspec.json.encode(document))
 
-    subscriptions.with_keys(known)
+    subscriptions.keyring.want(known)
 
 
 # -- requests
@@ -230,7 +230,7 @@ def _jwks(exchange: Exchange, subscriptions: Subscriptions) -> None:
         else:
             exchange.respond(200, _KEY_SET, msgspec.json.encode(keys.jwks))
 
-    subscriptions.with_keys(known)
+    subscriptions.keyring.want(known)
 
 
 _ROOT: dict[str, Action] = {"PUT": _put, "GET": _get, "DELETE": _delete}

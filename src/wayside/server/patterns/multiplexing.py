@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from wayside.calls.services import Calls
-from wayside.calls.workers import Leases
+from wayside.calls.workers import WorkerLeases
 from wayside.core.callbacks import guarded, report
 from wayside.core.codecs import Payload
 from wayside.core.errors import BadRequest, Overloaded, Refusal, Unsupported
@@ -60,7 +60,7 @@ class Connections:
     """The clients that are connected, and what they may reach. ``resolve`` finds what answers any other request."""
 
     def __init__(
-        self, log: Log, calls: Calls, leases: Leases, presence: Presence, groups: Groups, delaying: Delaying
+        self, log: Log, calls: Calls, leases: WorkerLeases, presence: Presence, groups: Groups, delaying: Delaying
     ) -> None:
         self.log = log
         self.calls = calls

@@ -19,7 +19,7 @@ import msgspec
 from wayside.calls.call import CallRequest, CallState, ServiceCall
 from wayside.calls.queue import Service
 from wayside.calls.services import Calls
-from wayside.calls.workers import Leases
+from wayside.calls.workers import WorkerLeases
 from wayside.core.codecs import Payload, transcode
 from wayside.core.errors import BadRequest, CallFailed, CallTimedOut, Conflict, NotAcceptable, Overloaded, Refusal
 from wayside.core.records import Spool, require_size
@@ -408,6 +408,6 @@ def _describe(service: Service) -> dict[str, Any]:
     }
 
 
-def renew_lease(exchange: Exchange, leases: Leases, worker: str) -> None:
+def renew_lease(exchange: Exchange, leases: WorkerLeases, worker: str) -> None:
     """Answer a worker's sign of life."""
     exchange.respond(200, JSON_HEAD, msgspec.json.encode({"lease_s": leases.renew(worker)}))
