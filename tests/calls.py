@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from tests.support import read_records, turns
-from wayside.calls.call import Call, Request
+from wayside.calls.call import CallRequest, ServiceCall
 from wayside.calls.queue import worker_name
 from wayside.core.codecs import Payload
 from wayside.link import frames as f
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 from wayside.testing import TestHub
 
 Key = tuple[str, int]
@@ -29,6 +29,8 @@ class Puppet:
         self.capacity = capacity
         self.given: list[Key] = []
         """Attempts, in the order in which they came."""
+        self.given_at: dict[Key, float] = {}
+        """When each came last, on the test's monotonic clock."""
         self.yielded: list[int] = []
         """Values that earlier attempts had yielded, for each that came."""
         self.cancelled: list[Key] = []
@@ -56,6 +58,7 @@ class Puppet:
             match frame:
                 case f.RunFrame():
                     self.given.append((frame.call, frame.attempt))
+                    self.given_at[frame.call, frame.attempt] = self._test.clock.monotonic()
                     self.yielded.append(frame.items)
                 case f.CancelFrame():
                     self.cancelled.append((frame.call, frame.attempt))
@@ -106,18 +109,18 @@ class Puppet:
         return answer[3]
 
 
-def find(test: TestHub, identity: str) -> Call:
+def find(test: TestHub, identity: str) -> ServiceCall:
     """A call that is in the hub's memory."""
     call = test.hub.calls.ledger.known(identity)
     assert call is not None
     return call
 
 
-def request(test: TestHub, service: str, value: Any = None, **options: Any) -> Request:
+def request(test: TestHub, service: str, value: Any = None, **options: Any) -> CallRequest:
     return test.hub.calls.request(service, Payload(msgspec.json.encode(value), "application/json"), **options)
 
 
-async def events(log: EmbeddedLog, identity: str) -> list[str]:
+async def events(log: Streams, identity: str) -> list[str]:
     """What is in a call's stream, after the request."""
     records = await read_records(log, f"__call/{identity}")
     return [msgspec.json.decode(record)["event"] for record in records[1:]]

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.clock import ManualClock
+from tests.embedded import embedded, store_of
 from wayside.core.errors import StoreFull
 from wayside.core.limits import Limits
 from wayside.core.records import (
@@ -33,8 +34,8 @@ from wayside.core.records import (
     Spool,
     StreamConfig,
 )
-from wayside.storage.embedded.log import EmbeddedLog
 from wayside.streams.contract import Reader, StreamView
+from wayside.streams.streams import Streams
 
 TEXT = "text/plain; charset=utf-8"
 BYTES = "application/octet-stream"
@@ -91,20 +92,20 @@ def creation(
     )
 
 
-def begin_create(log: EmbeddedLog, path: str, create: Create | None = None) -> Answer:
+def begin_create(log: Streams, path: str, create: Create | None = None) -> Answer:
     """Ask for a stream; its answer comes when it is committed."""
     answer = Answer()
     log.create(path, create or creation(), answer)
     return answer
 
 
-async def create(log: EmbeddedLog, path: str, create: Create | None = None) -> Created:
+async def create(log: Streams, path: str, create: Create | None = None) -> Created:
     result: Created = await begin_create(log, path, create).wait()
     return result
 
 
 def begin_append(
-    log: EmbeddedLog,
+    log: Streams,
     path: str,
     body: bytes | Spool = b"",
     *,
@@ -120,24 +121,24 @@ def begin_append(
     return answer
 
 
-async def append(log: EmbeddedLog, path: str, body: bytes | Spool = b"", **options: Any) -> Appended:
+async def append(log: Streams, path: str, body: bytes | Spool = b"", **options: Any) -> Appended:
     result: Appended = await begin_append(log, path, body, **options).wait()
     return result
 
 
-def begin_publish(log: EmbeddedLog, path: str, *records: bytes, meta: dict[int, Meta] | Meta | None = None) -> Answer:
+def begin_publish(log: Streams, path: str, *records: bytes, meta: dict[int, Meta] | Meta | None = None) -> Answer:
     """Append records with what is known beside them."""
     answer = Answer()
     log.append(path, Append(b"", records=records, meta=meta), answer)
     return answer
 
 
-async def publish(log: EmbeddedLog, path: str, *records: bytes, meta: dict[int, Meta] | Meta | None = None) -> Appended:
+async def publish(log: Streams, path: str, *records: bytes, meta: dict[int, Meta] | Meta | None = None) -> Appended:
     result: Appended = await begin_publish(log, path, *records, meta=meta).wait()
     return result
 
 
-async def delete(log: EmbeddedLog, path: str) -> None:
+async def delete(log: Streams, path: str) -> None:
     answer = Answer()
     log.delete(path, answer)
     await answer.wait()
@@ -157,23 +158,21 @@ async def read_batches(stream: StreamView, position: int | None = None, bytes_ma
     return result
 
 
-async def read_records(
-    log: EmbeddedLog, path: str, position: int | None = None, bytes_max: int = 1 << 20
-) -> list[bytes]:
+async def read_records(log: Streams, path: str, position: int | None = None, bytes_max: int = 1 << 20) -> list[bytes]:
     """The records of :func:`read_batches`."""
     batches = await read_batches(log.find(path, touch=False), position, bytes_max)
     return [record for batch in batches for record in batch.records]
 
 
-def offset_at(log: EmbeddedLog, path: str, position: int) -> Offset:
+def offset_at(log: Streams, path: str, position: int) -> Offset:
     return log.find(path, touch=False).offset(position)
 
 
 class Gate:
     """Stands between a log's writer and its disk. Shut, it holds commits back; ``let`` passes some."""
 
-    def __init__(self, log: EmbeddedLog) -> None:
-        store = log.store
+    def __init__(self, log: Streams) -> None:
+        store = store_of(log)
         assert store is not None
         self._commit = store.commit
         self._maintain = store.maintain
@@ -232,17 +231,17 @@ class Disk:
         self._root = root
         self._lives = 0
         self._limits = limits
-        self._crashed: list[EmbeddedLog] = []
+        self._crashed: list[Streams] = []
         self._gates: list[Gate] = []
         self._idle = threading.Lock()
         self.clock = clock or ManualClock()
         self.directory = root / "life-0"
         self.log = self._open()
 
-    def _open(self) -> EmbeddedLog:
-        log = EmbeddedLog(self.directory, limits=self._limits, clock=self.clock)
+    def _open(self) -> Streams:
+        log = embedded(self.directory, limits=self._limits, clock=self.clock)
         log.start()
-        store = log.store
+        store = store_of(log)
         assert store is not None
         for name in ("commit", "maintain"):  # so that a copy is never taken in the middle of either
             setattr(store, name, self._whole(getattr(store, name)))
@@ -261,13 +260,13 @@ class Disk:
         self._gates.append(gate)
         return gate
 
-    async def restart(self) -> EmbeddedLog:
+    async def restart(self) -> Streams:
         """Stop in order, and open the same directory."""
         await self.log.close()
         self.log = self._open()
         return self.log
 
-    async def crash(self) -> EmbeddedLog:
+    async def crash(self) -> Streams:
         """Open a copy of the files as they are at this moment; the log that wrote them has no say any more."""
         self._lives += 1
         copy = self._root / f"life-{self._lives}"
@@ -371,7 +370,7 @@ def records_in(frames: list[Any]) -> list[bytes]:
     return result
 
 
-async def settle(log: EmbeddedLog) -> None:
+async def settle(log: Streams) -> None:
     """Wait until everything that was acknowledged is on the disk."""
     await until(lambda: not log.statistics().uncommitted_bytes)
 
@@ -396,12 +395,12 @@ async def turns(count: int = 10) -> None:
         await asyncio.sleep(0)
 
 
-def expire(log: EmbeddedLog) -> None:
+def expire(log: Streams) -> None:
     """What the sweep does once a second: end streams whose time is over."""
     log.upkeep.expire(log.clock.wall_ms())
 
 
-def retain_by_age(log: EmbeddedLog) -> None:
+def retain_by_age(log: Streams) -> None:
     """What the sweep does now and then: let old records go."""
     log.upkeep.retain_by_age(log.clock.wall_ms())
 

@@ -15,19 +15,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
+from wayside.calls.handler import Call, Handler
 from wayside.calls.housekeeping import Keeping
+from wayside.calls.local import LocalWorker
 from wayside.calls.queue import ServiceSpec
-from wayside.calls.runner import Call, Handler
 from wayside.calls.services import Calls
-from wayside.calls.workers import Leases, LocalWorker
+from wayside.calls.workers import Leases
 from wayside.client.calls import CallHandle
 from wayside.client.client import Client, PolicyName
 from wayside.client.subscriber import CONCURRENCY, Subscribers, Subscription, subscription
+from wayside.core.callbacks import Done
 from wayside.core.clock import Clock, SystemClock
+from wayside.core.engine import Engine
 from wayside.core.errors import BadRequest
 from wayside.core.limits import Limits
 from wayside.core.metadata import Publication, Published, Said
 from wayside.core.records import JSON, Durability, Record, StreamConfig, StreamInfo, require_public
+from wayside.groups.events import GroupSpec
 from wayside.groups.registry import Groups
 from wayside.groups.webhook import GroupPush
 from wayside.link.connection import Channels, Local
@@ -36,11 +40,13 @@ from wayside.server.http.listener import Server
 from wayside.server.http.metrics import Operations
 from wayside.server.http.routes import Routes
 from wayside.server.patterns.multiplexing import Connections
+from wayside.storage.embedded.engine import EmbeddedEngine
 from wayside.storage.embedded.files import CHECKED_VFS
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.storage.memory import MemoryEngine
 from wayside.streams.delayed import Delaying
 from wayside.streams.inprocess import InProcess
 from wayside.streams.presence import Presence, PresenceEvent, Presences
+from wayside.streams.streams import Streams
 from wayside.webhooks.post import Direct
 from wayside.webhooks.standard import Webhooks
 from wayside.webhooks.subscriptions import Subscriptions
@@ -75,7 +81,7 @@ class _Reads(TypedDict):
 class Parts:
     """What a hub is made of: made together by its first use or its start, gone when it is closed."""
 
-    log: EmbeddedLog
+    log: Streams
     calls: Calls
     leases: Leases
     present: Presence
@@ -119,6 +125,7 @@ class Hub:
         limits: Limits | None = None,
         clock: Clock | None = None,
         vfs: str = CHECKED_VFS,
+        engine: Engine | None = None,
         webhook_secrets: Sequence[str] = (),
         webhook_private: bool = False,
     ) -> None:
@@ -128,6 +135,7 @@ class Hub:
         self._starting: asyncio.Task[None] | None = None
         self._closed = False
         self._vfs = vfs
+        self._engine = engine
         self.placed = url is not None
         """Whether it was said where it keeps its streams."""
         self.place("memory:" if url is None else url)
@@ -168,20 +176,31 @@ class Hub:
         limits, clock = self.limits, self.clock
         secrets, private = self.webhook_secrets, self.webhook_private
         webhooks = Webhooks(secrets=secrets, allow_private=private, clock=clock) if secrets else None
-        log = EmbeddedLog(self.directory, limits=limits, clock=clock, vfs=self._vfs)
+        engine = self._engine
+        if engine is None:
+            directory = self.directory
+            engine = EmbeddedEngine(directory, vfs=self._vfs, clock=clock) if directory else MemoryEngine()
+        log = Streams(engine, limits=limits, clock=clock)
         calls = Calls(log, clock, limits)
         timers = calls.timers
         leases = Leases(calls)
         present = Presence(log, timers, clock)
         delaying = Delaying(log, timers, clock)
-        groups = Groups(log, clock, timers)
         group_push = None
         if secrets:
+
+            def put(name: str, spec: GroupSpec, done: Done) -> None:
+                groups.put(name, spec, done)  # which are given what pushes for them
+
             direct = Direct(allow_private=private)
-            group_push = GroupPush(groups, clock, secrets=secrets, allow_private=private, transport=direct)
+            group_push = GroupPush(clock, put, secrets=secrets, allow_private=private, transport=direct)
+        pushes = (group_push.check, group_push.specified) if group_push is not None else ()
+        groups = Groups(log, clock, timers, *pushes)
         poster = Poster(allow_private=private)
         subscriptions = Subscriptions(log, timers, clock, post=poster, allow_private=private)
         keeping = Keeping(calls, leases, webhooks)
+        calls.on_declared, calls.check_callback = keeping.declared, keeping.check
+        calls.attempts.on_ending, calls.attempts.on_ended = keeping.ending, keeping.ended
         connections = Connections(log, calls, leases, present, groups, delaying)
         operations = Operations(log, package_version(), calls, groups, delaying, subscriptions)
         routes = Routes(log, operations, calls, connections, present, subscriptions, delaying, groups)
@@ -204,7 +223,7 @@ class Hub:
             routes=routes,
             client=client,
             worker=worker,
-            subscribers=Subscribers({}, client),
+            subscribers=Subscribers({}, client, worker.threads),
         )
 
     @property
@@ -222,7 +241,7 @@ class Hub:
         return self._parts
 
     @property
-    def log(self) -> EmbeddedLog:
+    def log(self) -> Streams:
         """What stores its streams. Raises where the directory cannot be opened."""
         return self._own.log
 
@@ -315,6 +334,7 @@ class Hub:
 
     async def _begin(self, parts: Parts) -> None:
         """Take up what was. Where that fails, ``_starting`` says so to everybody who would use the hub."""
+        await parts.log.ready()
         await parts.keeping.start()
         await parts.groups.start()  # before anything is appended: they look for what a crash took
         await parts.delaying.start()
@@ -337,10 +357,10 @@ class Hub:
         if parts is None:
             return
         if self._loop is None:
-            parts.log.start()  # it was opened, and nothing else has begun
+            await parts.log.engine.close()  # it was opened, and nothing has begun
         else:
             await self._stop(parts)
-        await parts.log.close()
+            await parts.log.close()
         self._parts = None
 
     async def _stop(self, parts: Parts) -> None:

@@ -10,6 +10,7 @@ import apsw
 import msgspec
 import pytest
 
+from tests.embedded import store_of
 from tests.fault.conftest import Serve, stop
 from tests.fault.disk import Disk
 from tests.http.harness import BYTES, JSON, TEXT, Running, eventually
@@ -113,7 +114,7 @@ async def test_a_checkpoint_that_fails(
 ) -> None:
     """When the log cannot be copied into the database, what was acknowledged is still in the log; nothing more is."""
     running = await _start(serve, tmp_path, disk)
-    store: Any = running.hub.log.store
+    store: Any = store_of(running.hub.log)
     maintain = store.maintain
 
     def failing() -> None:

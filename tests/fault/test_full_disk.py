@@ -23,13 +23,13 @@ from tests.fault.sample import fingerprint
 from tests.http.harness import BYTES, JSON, TEXT, Running, eventually
 from tests.http.wire import Response, Wire
 from tests.support import Disk, append, create, creation, settle
+from wayside.core.engine import CreateStream, Head, Put, Unit
 from wayside.core.errors import Gone, StoreFull
 from wayside.core.records import Durability, StreamConfig
 from wayside.hub import Hub
 from wayside.storage.embedded.check import check
 from wayside.storage.embedded.files import DATABASE, PAGE_BYTES
 from wayside.storage.embedded.store import Store
-from wayside.storage.embedded.tables import CreateStream, Put, StreamRow, Unit
 
 pytestmark = pytest.mark.fault
 
@@ -243,7 +243,7 @@ def test_no_commit_is_left_in_doubt_by_the_index_of_the_log(volume: Volume) -> N
     done, or refused for lack of room, and never half known."""
     volume.make_room()
     store = Store(volume.data, now_ms=0)
-    row = StreamRow(store.take_epoch(), "s", StreamConfig(), [(0, store.epoch_next)])
+    row = Head(store.take_epoch(), "s", StreamConfig(), [(0, store.epoch_next)])
     store.commit(Unit([CreateStream(row)], []))
     position = 0
 

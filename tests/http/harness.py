@@ -7,6 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
+from tests.embedded import store_of
 from tests.http.wire import PATIENCE_S, Response, Wire
 from wayside.hub import Hub
 
@@ -22,7 +23,7 @@ class Gate:
         self._open = threading.Event()
         self._open.set()
         self._reached = threading.Event()
-        store: Any = hub.log.store
+        store: Any = store_of(hub.log)
         commit = store.commit
 
         def wait(unit: Any) -> Any:

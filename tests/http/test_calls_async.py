@@ -15,7 +15,7 @@ from tests.http.harness import JSON, Gate, Running, Serve, eventually
 from tests.http.services import Asgi, Holder, offer, problem_of
 from tests.http.wire import Response, Wire, request
 from wayside import Hub
-from wayside.calls.call import Outcome
+from wayside.calls.call import AttemptOutcome
 
 ASYNC = {**JSON, "Prefer": "respond-async"}
 
@@ -368,7 +368,9 @@ async def test_what_a_worker_says_of_a_failure_is_made_whole(
     url = await _submit(hub, "hold", b"5")
     await holder.began()
     (call,) = hub.hub.calls.ledger.open.values()
-    hub.hub.calls.finish(call.worker, call.id, call.attempt, Outcome(error=error, again=False), lambda _result: None)
+    hub.hub.calls.attempts.finish(
+        call.worker, call.id, call.attempt, AttemptOutcome(error=error, again=False), lambda _result: None
+    )
     await _ended(hub, url)
     answer = await hub.ask("GET", url + "/result")
     assert answer.status == 500

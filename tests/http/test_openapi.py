@@ -17,8 +17,8 @@ from tests.http.harness import JSON, TEXT, Running, eventually
 from tests.http.services import Size, greet, offer
 from tests.http.wire import request
 from wayside import Upload
+from wayside.calls.handler import Handler
 from wayside.calls.queue import ServiceSpec
-from wayside.calls.runner import Handler
 from wayside.client.worker import Remote
 
 Document = dict[str, Any]

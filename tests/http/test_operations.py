@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.embedded import store_of
 from tests.http.events import EventSource
 from tests.http.harness import JSON, TEXT, Gate, Running, Serve, eventually
 from tests.http.services import offer
 from tests.http.wire import Response, request
-from wayside.calls.call import Outcome
+from wayside.calls.call import AttemptOutcome
 
 # -- refusals
 
@@ -114,7 +115,7 @@ async def test_a_hub_whose_store_has_failed_is_alive_and_not_ready(disk: Running
     def fail(_unit: object) -> None:
         raise OSError(5, "Input/output error")
 
-    store: Any = disk.hub.log.store
+    store: Any = store_of(disk.hub.log)
     store.commit = fail
     assert (await disk.ask("POST", target, TEXT, b"two")).status in (500, 503)
     answer = await disk.ask("GET", "/readyz")
@@ -223,7 +224,7 @@ async def test_calls_are_counted(memory: Running) -> None:
         urls.append((await memory.ask("POST", "/v1/service/narrow", headers, b"1"))["Location"])
     await holder.began()
     (running,) = memory.hub.worker.worker.held.values()
-    memory.hub.calls.finish(memory.hub.worker.worker, running.id, 9, Outcome(), lambda _result: None)
+    memory.hub.calls.attempts.finish(memory.hub.worker.worker, running.id, 9, AttemptOutcome(), lambda _result: None)
     figures = await _figures(memory)
     assert figures["wayside_calls_total{greet}{done}"] == 2
     assert figures["wayside_calls_total{fail}{failed}"] == 1

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.clock import ManualClock
+from tests.embedded import embedded
 from tests.support import (
     BYTES,
     Answer,
@@ -44,7 +45,7 @@ from tests.support import (
 from wayside.core.errors import Gone, Refusal
 from wayside.core.limits import Limits
 from wayside.core.records import JSON, Durability, Meta, Offset
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 
 PATHS = ["a", "b", "c", "d"]
 LIMITS = Limits(stream_cache_bytes_max=150, cache_bytes_max=400, read_bytes_max=100, piece_bytes_max=64)
@@ -127,7 +128,7 @@ class LogMachine(RuleBasedStateMachine):
         async def start() -> None:
             self.disk = Disk(self.root, limits=LIMITS, clock=self.clock)
             self.gate = Gate(self.disk.log)
-            self.memory = EmbeddedLog(None, limits=LIMITS, clock=self.clock)
+            self.memory = embedded(None, limits=LIMITS, clock=self.clock)
             self.memory.start()
 
         self.run(start())
@@ -145,7 +146,7 @@ class LogMachine(RuleBasedStateMachine):
         return self.loop.run_until_complete(work)
 
     @property
-    def log(self) -> EmbeddedLog:
+    def log(self) -> Streams:
         return self.disk.log
 
     def alive(self) -> list[Model]:
@@ -164,7 +165,7 @@ class LogMachine(RuleBasedStateMachine):
         except Refusal as refusal:
             return refusal.code
 
-    async def both(self, stream: Model, begin: Callable[[EmbeddedLog, str], Answer]) -> Any:
+    async def both(self, stream: Model, begin: Callable[[Streams, str], Answer]) -> Any:
         """The outcome on disk, which must be that in memory too: same code, or same position and flags."""
         mine = await self.outcome(lambda: begin(self.log, stream.path))
         if stream.twin is not None:

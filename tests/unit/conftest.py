@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.clock import ManualClock
+from tests.embedded import embedded
 from tests.support import Disk
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 
 
 @pytest.fixture
@@ -21,9 +22,9 @@ async def disk(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Disk]:
 
 
 @pytest.fixture(params=["memory", "file"])
-async def log(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> AsyncIterator[EmbeddedLog]:
+async def log(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> AsyncIterator[Streams]:
     """A started log of each engine."""
-    log = EmbeddedLog(None if request.param == "memory" else tmp_path, clock=clock)
+    log = embedded(None if request.param == "memory" else tmp_path, clock=clock)
     log.start()
     yield log
     await log.close()

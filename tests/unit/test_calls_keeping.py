@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.embedded import store_of
 from tests.support import Gate, read_records, until
 from wayside.calls.housekeeping import CALLBACKS, SWEEP_S
 from wayside.core.errors import BadRequest, NotFound
@@ -113,7 +114,7 @@ async def test_a_callback_is_due_in_the_commit_that_ends_its_call(test: TestHub,
     """Whoever is killed right after the end of a call was kept finds its callback when it starts."""
     receiver.status = 0
     told = asyncio.Event()
-    store = test.hub.log.store
+    store = store_of(test.hub.log)
     assert store is not None
     commit = store.commit
     loop = asyncio.get_running_loop()
