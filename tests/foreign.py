@@ -7,7 +7,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 
-from wayside.core.engine import Abilities, Head, Moved, Outcome, Put, Stored, Unknown
+from wayside.core.engine import Abilities, Head, Outcome, Put, Stored, TailMoved, Unknown
 from wayside.core.errors import StoreFailed
 from wayside.storage.memory import MemoryEngine
 
@@ -49,7 +49,7 @@ class ForeignEngine(MemoryEngine):
                 outcomes.append(Unknown(StoreFailed("nothing was done, and nothing said")))
                 continue
             (outcome,) = await super().commit([put])
-            if isinstance(outcome, Moved):
+            if isinstance(outcome, TailMoved):
                 self.conflicts += 1
             elif self.random.random() < self.lost / 2:
                 self.unknown += 1

@@ -37,7 +37,7 @@ from wayside.groups.webhook import GroupPush
 from wayside.link.connection import Channels, Local
 from wayside.server.http.asgi import AsgiApp
 from wayside.server.http.listener import Server
-from wayside.server.http.metrics import Operations
+from wayside.server.http.operations import Operations
 from wayside.server.http.routes import Routes
 from wayside.server.patterns.multiplexing import Connections
 from wayside.storage.embedded.engine import EmbeddedEngine
@@ -55,6 +55,11 @@ from wayside.webhooks.wakes import Poster
 __all__ = ["Hub", "Parts", "detach", "package_version"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+ENGINES: dict[str, Callable[[str, str, Clock], Engine]] = {
+    "file": lambda place, vfs, clock: EmbeddedEngine(Path(place), vfs=vfs, clock=clock),
+    "memory": lambda _place, _vfs, _clock: MemoryEngine(),
+}
+"""What a hub keeps its streams in, by what its URL begins with: made of the rest of the URL, SQLite's VFS, and the clock."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 
 
@@ -125,7 +130,6 @@ class Hub:
         limits: Limits | None = None,
         clock: Clock | None = None,
         vfs: str = CHECKED_VFS,
-        engine: Engine | None = None,
         webhook_secrets: Sequence[str] = (),
         webhook_private: bool = False,
     ) -> None:
@@ -135,7 +139,6 @@ class Hub:
         self._starting: asyncio.Task[None] | None = None
         self._closed = False
         self._vfs = vfs
-        self._engine = engine
         self.placed = url is not None
         """Whether it was said where it keeps its streams."""
         self.place("memory:" if url is None else url)
@@ -156,7 +159,7 @@ class Hub:
     def place(self, url: str) -> None:
         """Say where it keeps its streams, before its first use. Raises BadRequest for what is no place."""
         kind, _, rest = url.partition(":")
-        if kind not in ("file", "memory") or (kind == "file") != bool(rest):
+        if kind not in ENGINES or (kind == "memory") == bool(rest):
             raise BadRequest(f"{url!r} is not a hub's place: use file:DIRECTORY or memory:", code="hub-url")
         if self._parts is not None:
             raise RuntimeError("The hub has been used: it has its place already.")
@@ -176,11 +179,7 @@ class Hub:
         limits, clock = self.limits, self.clock
         secrets, private = self.webhook_secrets, self.webhook_private
         webhooks = Webhooks(secrets=secrets, allow_private=private, clock=clock) if secrets else None
-        engine = self._engine
-        if engine is None:
-            directory = self.directory
-            engine = EmbeddedEngine(directory, vfs=self._vfs, clock=clock) if directory else MemoryEngine()
-        log = Streams(engine, limits=limits, clock=clock)
+        log = Streams(self._open_engine(), limits=limits, clock=clock)
         calls = Calls(log, clock, limits)
         timers = calls.timers
         leases = Leases(calls)
@@ -194,8 +193,7 @@ class Hub:
 
             direct = Direct(allow_private=private)
             group_push = GroupPush(clock, put, secrets=secrets, allow_private=private, transport=direct)
-        pushes = (group_push.check, group_push.specified) if group_push is not None else ()
-        groups = Groups(log, clock, timers, *pushes)
+        groups = Groups(log, clock, timers, *((group_push.check, group_push.specified) if group_push else ()))
         poster = Poster(allow_private=private)
         subscriptions = Subscriptions(log, timers, clock, post=poster, allow_private=private)
         keeping = Keeping(calls, leases, webhooks)
@@ -225,6 +223,10 @@ class Hub:
             worker=worker,
             subscribers=Subscribers({}, client, worker.threads),
         )
+
+    def _open_engine(self) -> Engine:
+        kind, _, rest = self.url.partition(":")
+        return ENGINES[kind](rest, self._vfs, self.clock)
 
     @property
     def _own(self) -> Parts:
@@ -357,10 +359,10 @@ class Hub:
         if parts is None:
             return
         if self._loop is None:
-            await parts.log.engine.close()  # it was opened, and nothing has begun
+            parts.log.start()  # it was opened, and nothing else has begun
         else:
             await self._stop(parts)
-            await parts.log.close()
+        await parts.log.close()
         self._parts = None
 
     async def _stop(self, parts: Parts) -> None:
@@ -410,8 +412,8 @@ class Hub:
     async def serve(self, host: str = "127.0.0.1", port: int = 7070) -> Server:
         """Listen with the hub's own server; returns it once it does. Raises OSError where it cannot."""
         await self.start()
-        server = Server(self.routes, self.limits, self.directory)
-        self.operations.server = server
+        server = Server(self.routes.resolve, self.limits, self.directory)
+        self.operations.listening(server.shared)
         await server.start(host, port)
         return server
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.foreign import ForeignEngine
-from wayside.core.engine import AppendState, Change, Engine, Head, Moved, Put, Stored
+from wayside.core.engine import AppendState, Change, Engine, Head, Put, Stored, TailMoved
 from wayside.core.errors import Gone
 from wayside.core.records import JSON, Batch, Meta, StreamConfig
 from wayside.storage.embedded.engine import EmbeddedEngine
@@ -198,7 +198,7 @@ async def test_an_append_at_another_tail_is_refused(engine: Engine) -> None:
     await append(engine, "s", b"1")
     (outcome,) = await engine.commit([put(old, b"2")])
     head = await engine.head("s")
-    assert isinstance(outcome, Moved)
+    assert isinstance(outcome, TailMoved)
     assert outcome.head is not None
     assert head is not None
     assert (outcome.head.sid, outcome.head.tail) == (head.sid, head.tail)
@@ -218,10 +218,10 @@ async def test_an_append_to_another_life_is_refused(engine: Engine) -> None:
     old = await engine.create(new("s"), None)
     await engine.delete("s", old.sid)
     (outcome,) = await engine.commit([put(old, b"1")])
-    assert outcome == Moved(None)
+    assert outcome == TailMoved(None)
     made = await engine.create(new("s"), None)
     (outcome,) = await engine.commit([put(old, b"1")])
-    assert isinstance(outcome, Moved)
+    assert isinstance(outcome, TailMoved)
     assert outcome.head is not None
     assert outcome.head.sid == made.sid
     with pytest.raises(Gone):
@@ -235,7 +235,7 @@ async def test_appends_to_many_paths_are_each_whole(engine: Engine) -> None:
     heads = [await engine.create(new(f"s{n}"), None) for n in range(5)]
     await append(engine, "s2", b"before")
     outcomes = await engine.commit([put(head, b"a", b"b") for head in heads])
-    assert [type(outcome) for outcome in outcomes] == [Stored, Stored, Moved, Stored, Stored]
+    assert [type(outcome) for outcome in outcomes] == [Stored, Stored, TailMoved, Stored, Stored]
     assert [await records_of(engine, f"s{n}") for n in range(5)] == [
         [b"a", b"b"],
         [b"a", b"b"],

@@ -248,7 +248,7 @@ async def test_one_head_with_different_bodies_cut_anywhere(serve: Serve, warm: b
     count = 2 if warm else 0
     for cut in range(len(packet)):
         if not warm:
-            hub.server.heads.clear()
+            hub.server.shared.heads.clear()
         await wire.send_apart(packet[:cut], packet[cut:])
         answers = [await wire.response() for _ in range(3)]
         assert [a.status for a in answers] == [204, 204, 200], cut
@@ -356,4 +356,4 @@ async def test_a_head_is_forgotten_before_memory_is_full_of_them(memory: Running
     for number in range(5000):
         await wire.send(request("GET", "/healthz", {"X-Request-Id": str(number)}))
         assert (await wire.response()).status == 200
-    assert len(memory.server.heads) < 5000
+    assert len(memory.server.shared.heads) < 5000

@@ -13,7 +13,7 @@ from tests.support import BYTES, TEXT, append, begin_append, create, creation, r
 from wayside.core.records import JSON, Durability
 from wayside.server.exchange import CURSOR_EPOCH_S, CURSOR_INTERVAL_S, WholeBody, body_of, cursor_after
 from wayside.server.patterns.push import Bare, Envelopes, close_of
-from wayside.server.patterns.server_sent_events import Plain, Protocol, lines
+from wayside.server.patterns.server_sent_events import PlainEvents, ProtocolEvents, lines
 from wayside.streams.streams import Streams
 
 NOW_S = CURSOR_EPOCH_S + 1000 * CURSOR_INTERVAL_S
@@ -87,7 +87,7 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS)
 async def test_a_text_record_survives_plain_events(log: Streams, text: str) -> None:
     """What a browser gets as data is the record, except that every kind of line break is a line feed there."""
-    frame = await _encoded(log, Plain("n", _plain), TEXT, [text.encode(), b"next"])
+    frame = await _encoded(log, PlainEvents("n", _plain), TEXT, [text.encode(), b"next"])
     first, second = parse_events(frame)
     assert first["data"] == text.replace("\r\n", "\n").replace("\r", "\n")
     assert second["data"] == "next"
@@ -96,7 +96,7 @@ async def test_a_text_record_survives_plain_events(log: Streams, text: str) -> N
 @pytest.mark.parametrize("text", TEXTS)
 async def test_a_text_record_survives_the_protocols_events(log: Streams, text: str) -> None:
     """The same in the dialect of ``live=sse``, where a batch is one event."""
-    frame = await _encoded(log, Protocol("n", _plain, 0), TEXT, [text.encode(), b"next"])
+    frame = await _encoded(log, ProtocolEvents("n", _plain, 0), TEXT, [text.encode(), b"next"])
     data, control = parse_events(frame)
     assert data["event"] == "data"
     assert data["data"] == (text + "next").replace("\r\n", "\n").replace("\r", "\n")
@@ -112,7 +112,7 @@ def test_lines_read_back(text: str) -> None:
 
 async def test_each_record_is_an_event_with_the_offset_after_it(log: Streams) -> None:
     """A plain event's id is where to read on, so that ``Last-Event-ID`` resumes without loss or repetition."""
-    frame = await _encoded(log, Plain("n", _plain), JSON, [b'{"a":1}', b"[2,3]"])
+    frame = await _encoded(log, PlainEvents("n", _plain), JSON, [b'{"a":1}', b"[2,3]"])
     events = list(parse_events(frame))
     stream = log.find("s")
     assert [event["data"] for event in events] == ['{"a":1}', "2", "3"]
@@ -126,7 +126,7 @@ async def test_ids_of_a_fork_are_in_the_epoch_of_each_record(log: Streams) -> No
     await create(log, "f", creation(source="s"))
     await append(log, "f", b"3")
     stream = log.find("f")
-    frame = Plain("n", _plain).encode(stream, await read_batches(stream))
+    frame = PlainEvents("n", _plain).encode(stream, await read_batches(stream))
     assert [event["id"] for event in parse_events(frame)] == [str(stream.offset(at)) for at in (1, 2, 3)]
     assert str(stream.offset(2))[:11] != str(stream.offset(3))[:11]
 
@@ -134,23 +134,25 @@ async def test_ids_of_a_fork_are_in_the_epoch_of_each_record(log: Streams) -> No
 @pytest.mark.parametrize("record", [b"\x00\xff\n\n", b"", b"text", bytes(range(256))])
 async def test_bytes_are_base64_in_events(log: Streams, record: bytes) -> None:
     """A stream that is not text survives events as base64."""
-    frame = await _encoded(log, Plain("n", _plain), BYTES, [record or b"x", b"next"])
+    frame = await _encoded(log, PlainEvents("n", _plain), BYTES, [record or b"x", b"next"])
     first, second = parse_events(frame)
     assert base64.b64decode(first["data"]) == (record or b"x")
     assert base64.b64decode(second["data"]) == b"next"
     stream = log.find("s")
-    data, _ = parse_events(Protocol("n", _plain, 0).encode(stream, await read_batches(stream)))
+    data, _ = parse_events(ProtocolEvents("n", _plain, 0).encode(stream, await read_batches(stream)))
     assert base64.b64decode(data["data"]) == (record or b"x") + b"next"
 
 
 async def test_json_goes_into_events_as_it_is(log: Streams) -> None:
     """A JSON record is one line and needs nothing; a batch is an array."""
     records = [b'{"a": "x\\ny"}', b'"\\r"', b"[1]"]
-    await _encoded(log, Plain("n", _plain), JSON, [b"[" + b",".join(records) + b"]"])
+    await _encoded(log, PlainEvents("n", _plain), JSON, [b"[" + b",".join(records) + b"]"])
     stream = log.find("s")
     batches = await read_batches(stream)
-    assert [event["data"].encode() for event in parse_events(Plain("n", _plain).encode(stream, batches))] == records
-    data, _ = parse_events(Protocol("n", _plain, 0).encode(stream, batches))
+    assert [
+        event["data"].encode() for event in parse_events(PlainEvents("n", _plain).encode(stream, batches))
+    ] == records
+    data, _ = parse_events(ProtocolEvents("n", _plain, 0).encode(stream, batches))
     assert data["data"].encode() == b"[" + b",".join(records) + b"]"
 
 
@@ -160,7 +162,7 @@ async def test_control_says_where_the_reader_stands(log: Streams) -> None:
     await append(log, "s", b"1")
     await append(log, "s", b"2")
     stream = log.find("s")
-    encoding = Protocol("n", _plain, 0)
+    encoding = ProtocolEvents("n", _plain, 0)
 
     def control(frame: bytes) -> dict[str, object]:
         *_, last = parse_events(frame)
@@ -189,7 +191,7 @@ async def test_the_end_of_plain_events_is_an_event(log: Streams) -> None:
     await create(log, "s")
     await append(log, "s", b"1")
     stream = log.find("s")
-    encoding = Plain("n", _plain)
+    encoding = PlainEvents("n", _plain)
     offset = str(stream.offset(1))
     for reason in ("closed", "deleted"):
         frame = encoding.end(stream, 1, reason, False)
@@ -202,8 +204,8 @@ async def test_the_end_of_plain_events_is_an_event(log: Streams) -> None:
     assert "data" not in event
 
 
-@pytest.mark.parametrize("encoding", [Plain("n", _plain), Protocol("n", _plain, 0)])
-def test_a_heartbeat_is_a_comment(encoding: Plain | Protocol) -> None:
+@pytest.mark.parametrize("encoding", [PlainEvents("n", _plain), ProtocolEvents("n", _plain, 0)])
+def test_a_heartbeat_is_a_comment(encoding: PlainEvents | ProtocolEvents) -> None:
     """What keeps a connection open is no event."""
     assert list(parse_events(encoding.heartbeat)) == [] or encoding.heartbeat.startswith(b":")
     assert encoding.heartbeat.endswith(b"\n\n")
@@ -212,15 +214,15 @@ def test_a_heartbeat_is_a_comment(encoding: Plain | Protocol) -> None:
 def test_encodings_are_shared_only_where_they_are_the_same() -> None:
     """The key of an encoding differs by dialect, framing and cursor."""
     keys = [
-        Plain("a", _plain).key,
-        Plain("b", _plain).key,
-        Protocol("a", _plain, 0).key,
-        Protocol("a", _plain, 7).key,
+        PlainEvents("a", _plain).key,
+        PlainEvents("b", _plain).key,
+        ProtocolEvents("a", _plain, 0).key,
+        ProtocolEvents("a", _plain, 7).key,
         Bare(Frames()).key,
         Envelopes(Frames()).key,
     ]
     assert len(set(keys)) == len(keys)
-    assert Plain("a", _plain).key == Plain("a", _plain).key
+    assert PlainEvents("a", _plain).key == PlainEvents("a", _plain).key
     assert Envelopes(Frames()).key == Envelopes(Frames()).key
 
 
@@ -252,7 +254,7 @@ def test_a_cursor_grows_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_floor_holds_the_cursor_up(log: Streams) -> None:
     """The cursor of a response that began with the client's own never falls behind it."""
     await create(log, "s")
-    frame = Protocol("n", _plain, 2000).caught_up(log.find("s"), 0)
+    frame = ProtocolEvents("n", _plain, 2000).caught_up(log.find("s"), 0)
     (event,) = parse_events(frame)
     assert json.loads(event["data"])["streamCursor"] == "2000"
 

@@ -12,6 +12,7 @@ from tests.clock import ManualClock
 from tests.groups import Puppet, Stage, facts
 from tests.support import Answer
 from wayside.core.callbacks import Done
+from wayside.core.engine import Abilities
 from wayside.core.errors import Gone, NotFound
 from wayside.core.globs import Glob
 from wayside.core.limits import Limits
@@ -113,6 +114,7 @@ class SparseLog:
     """What groups need of a log. Answers come a turn of the loop later."""
 
     durable = False
+    abilities = Abilities(durable=False, dense=False)
 
     def __init__(self, *, slow: bool) -> None:
         self.limits = Limits()

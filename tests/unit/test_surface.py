@@ -9,7 +9,7 @@ import pytest
 import wayside
 
 HUB: dict[str, str] = {
-    "": "(url: 'str | None' = None, *, limits: 'Limits | None' = None, clock: 'Clock | None' = None, vfs: 'str' = 'cksmvfs', engine: 'Engine | None' = None, webhook_secrets: 'Sequence[str]' = (), webhook_private: 'bool' = False) -> 'None'",
+    "": "(url: 'str | None' = None, *, limits: 'Limits | None' = None, clock: 'Clock | None' = None, vfs: 'str' = 'cksmvfs', webhook_secrets: 'Sequence[str]' = (), webhook_private: 'bool' = False) -> 'None'",
     "asgi": "(self) -> 'AsgiApp'",
     "call": "(self, service: 'str', *arguments: 'Any', **options: 'Any') -> 'Any'",
     "close": "(self) -> 'None'",

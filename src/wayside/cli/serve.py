@@ -52,8 +52,7 @@ async def serve_hub(hub: Hub, host: str, port: int, with_demo: bool) -> int:
     if with_demo:
         click.echo(_hints(url))
     sys.stdout.flush()
-    log = hub.log
-    engine = log.engine
+    log, engine = hub.log, hub.log.engine
     where: dict[str, str] = {}
     if isinstance(engine, EmbeddedEngine):
         where = {"data": str(hub.directory), "after": "a clean stop" if engine.store.clean else "a crash"}

@@ -191,9 +191,8 @@ class _Consumer:
 
     def begin(self) -> None:
         client = self._client
-        self.link = Membership(
-            client.channels, self.subscription.group, self._member, self, client.pace, client.prepare
-        )
+        group, pace, prepare = self.subscription.group, client.pace, client.prepare
+        self.link = Membership(client.channels, group, self._member, self, pace, prepare)
 
     def rest(self) -> None:
         self._resting = True

@@ -31,7 +31,7 @@ __all__ = [
     "Engine",
     "Head",
     "Heads",
-    "Moved",
+    "TailMoved",
     "Operation",
     "Outcome",
     "Put",
@@ -213,7 +213,7 @@ class Stored(NamedTuple):
     """Of its first record."""
 
 
-class Moved(NamedTuple):
+class TailMoved(NamedTuple):
     """A batch was not appended: the stream's tail is another, or the stream is."""
 
     head: Head | None
@@ -226,7 +226,7 @@ class Unknown(NamedTuple):
     error: Exception
 
 
-Outcome = Stored | Moved | Unknown
+Outcome = Stored | TailMoved | Unknown
 
 
 class Change(NamedTuple):

@@ -37,6 +37,7 @@ __all__ = [
     "require_size",
     "runs",
     "split_records",
+    "start_position",
 ]
 
 JSON = "application/json"
@@ -324,6 +325,27 @@ class Create:
     """The body already cut into records, where the caller has them; then ``body`` is not looked at."""
     fresh: bool = False
     """The caller has made the path up: it is one, and there is nothing at it."""
+
+
+class Addressed(Protocol):
+    """A stream that knows where it begins and ends."""
+
+    start: int
+    tail: int
+
+    def resolve(self, offset: Offset) -> int:
+        """The position of an offset. Raises ``Gone`` or :class:`BadRequest` where the stream does not have it."""
+        ...
+
+
+def start_position(stream: Addressed, offset: str) -> int:
+    """Where a read begins: ``-1`` is the start, ``now`` the tail, else it is an offset that this server gave out. Raises
+    :class:`BadRequest` or ``Gone``."""
+    if offset == "-1":
+        return stream.start
+    if offset == "now":
+        return stream.tail
+    return stream.resolve(Offset.parse(offset))
 
 
 class Informed(Protocol):

@@ -1,4 +1,5 @@
-"""Followers and requests on a channel of a connection: what they write, as frames."""
+"""What a channel of a connection can have: a call, a follower, a request, a member of a group, a worker. Each takes what
+its client says of it and writes frames; none knows of the others, nor of what the connection is made of."""
 
 from __future__ import annotations
 
@@ -8,61 +9,36 @@ from typing import Any, Protocol
 
 import msgspec
 
-from wayside.calls.call import AttemptOutcome, ServiceCall
+from wayside.calls.call import AttemptOutcome, CallState, ServiceCall
 from wayside.calls.queue import Worker, spec_of, worker_name
 from wayside.calls.services import Calls
 from wayside.calls.workers import LOCAL, Leases
 from wayside.core.callbacks import report
 from wayside.core.codecs import Payload
 from wayside.core.errors import BadRequest, Overloaded, Refusal, TooLarge, Unsupported
-from wayside.core.limits import Limits
-from wayside.core.metadata import rfc3339
 from wayside.core.records import (
-    Append,
-    Appended,
     Batch,
     Meta,
-    Producer,
     Spool,
-    StreamConfig,
-    require_public,
-    require_size,
 )
 from wayside.groups.group import Group
 from wayside.groups.registry import Groups
 from wayside.groups.state import Member
 from wayside.link import frames as f
 from wayside.link.frames import Part, Settled
-from wayside.server.exchange import Memo, Request
-from wayside.streams.contract import Log, Reader, StreamView
-from wayside.streams.delayed import Delaying, Held
-
-__all__ = [
-    "ChannelCall",
-    "ChannelExchange",
-    "ChannelFollower",
-    "ChannelMember",
-    "Channelling",
-    "ENCODING",
-    "SocketWire",
-    "Wire",
-    "WorkerSide",
-    "member_of",
-    "problem_of",
-    "publish",
-    "require_member",
-]
-
+from wayside.server.exchange import Memo, Request, require_member
+from wayside.streams.contract import Reader, StreamView
 
 COLLECTED_BYTES_MAX = 64 * 1024 * 1024
 """Of long answers on one connection, which are collected before they are sent."""
+WORKER_CHARACTERS_MAX = 256
+"""Of the name that a worker makes up."""
 
 
 class Channelling(Protocol):
-    """A connection with channels."""
+    """A connection with channels, as what is on one of them has it."""
 
     paused: bool
-
     collected: int
     """Bytes of answers that are being collected."""
 
@@ -70,89 +46,78 @@ class Channelling(Protocol):
         """Send a frame at the end of this turn of the loop; sooner where its ``size`` makes much of what waits."""
         ...
 
-    def answer(self, entry: ChannelCall, call: ServiceCall) -> None:
-        """A call has ended."""
-        ...
-
     def forget(self, channel: int) -> None:
         """A channel has ended."""
         ...
 
-
-class Wire(Protocol):
-    """Where the frames for a client go."""
-
-    def send(self, frames: list[Any]) -> None: ...
-
-    def ping(self) -> None:
-        """Keep an idle connection open."""
+    def settle(self) -> None:
+        """Something has ended that a drain may wait for."""
         ...
-
-    def close(self, code: int, reason: str) -> None: ...
-
-
-class SocketWire:
-    """A WebSocket as a :class:`Wire`."""
-
-    __slots__ = ("_socket",)
-
-    def __init__(self, socket: Any) -> None:
-        self._socket = socket
-
-    def send(self, frames: list[Any]) -> None:
-        made = self._socket.frames
-        self._socket.write(made.join([made.binary(f.encode(frames))]))
-
-    def ping(self) -> None:
-        made = self._socket.frames
-        if made.ping is not None:
-            self._socket.write(made.join([made.ping]))
-
-    def close(self, code: int, reason: str) -> None:
-        self._socket.close(code, reason)
-
-
-def _append_of(frame: f.PublishFrame, config: StreamConfig, limits: Limits) -> Append:
-    """What a client publishes, as an append to a stream of this kind."""
-    records = frame.records
-    kind = frame.content_type or config.content_type
-    producer = Producer(*frame.producer) if frame.producer else None
-    if config.is_json:
-        return Append(b"[%b]" % b",".join(records), kind, producer=producer)
-    if len(records) == 1:
-        return Append(records[0], kind, producer=producer)
-    if not all(records) or len(records) > limits.append_records_max:
-        raise BadRequest("Publish records that are not empty, and not too many.", code="empty-append")
-    return Append(b"", kind, producer=producer, records=records)
-
-
-def publish(frame: f.PublishFrame, log: Log, delaying: Delaying, put: Callable[[Any], None]) -> None:
-    """Append what a client publishes, and have it answered. Raises at once what can be known now."""
-    path = frame.stream
-    require_public(path)
-    append = _append_of(frame, log.find(path).config, log.limits)
-
-    def done(result: Appended | Held | Exception) -> None:
-        if isinstance(result, Exception):
-            put(f.ErrorFrame(frame.channel, problem_of(result)))
-        elif isinstance(result, Held):
-            put(f.PublishedFrame(frame.channel, "", result.duplicate, rfc3339(result.due_ms)))
-        else:
-            put(f.PublishedFrame(frame.channel, str(result.offset), result.duplicate))
-
-    if frame.said is not None:
-        append.meta = delaying.meta(frame.said)
-        if frame.said.delay_s:
-            delaying.append_later(path, append, frame.said.delay_s, done)
-            return
-    log.append(path, append, done)
 
 
 def problem_of(error: Exception) -> dict[str, Any]:
+    """The problem document of an error; one of ours is reported, and said without its inside."""
     if isinstance(error, Refusal):
         return error.problem()
     report(error, problem_of)
     return Refusal("Something went wrong inside the hub.").problem()
+
+
+class ChannelCall:
+    """A call on a channel; itself what the call tells of its end. ``call`` is None while it is being submitted."""
+
+    __slots__ = ("_abandon", "_channel", "_left", "_peer", "call")
+
+    def __init__(self, peer: Channelling, channel: int, abandon: Callable[[ServiceCall], None]) -> None:
+        self._peer = peer
+        self._channel = channel
+        self._abandon = abandon
+        self._left = False
+        """Nobody wants its answer any more."""
+        self.call: ServiceCall | None = None
+
+    def submitted(self, told: bool, result: ServiceCall | Exception) -> None:
+        """It is kept, of which the client is ``told``; or was refused."""
+        if self._left:
+            return
+        if isinstance(result, Exception):
+            self._peer.put(f.ErrorFrame(self._channel, problem_of(result)))
+            self._peer.forget(self._channel)
+            return
+        self.call = result
+        if told:
+            self._peer.put(f.AcceptedFrame(self._channel, result.id))
+        if result.final:
+            self(result)
+        else:
+            result.waiters.append(self)
+            self._peer.settle()
+
+    def __call__(self, call: ServiceCall) -> None:
+        """It has ended."""
+        if self._left:
+            return
+        if call.state is CallState.DONE:
+            payload = call.result
+            assert payload is not None
+            self._peer.put(f.ResultFrame(self._channel, payload.data, payload.content_type), len(payload.data))
+        else:
+            self._peer.put(f.ErrorFrame(self._channel, {**(call.error or {}), "call": call.id}))
+        self._peer.forget(self._channel)
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the call goes on without its connection."""
+        return self.call is not None and self.call.durable
+
+    def stop(self) -> None:
+        """The client is gone, or wants no answer any more."""
+        self._left = True
+        call = self.call
+        if call is not None and not call.final:
+            if self in call.waiters:
+                call.waiters.remove(self)
+            self._abandon(call)
 
 
 class Channelled:
@@ -226,34 +191,6 @@ class ChannelFollower:
         reader, self.reader = self.reader, None
         if reader is not None:
             reader.stop()
-
-
-class ChannelCall:
-    """A call on a channel; itself what the call tells of its end. ``call`` is None while it is being submitted."""
-
-    __slots__ = ("_abandon", "_peer", "call", "channel")
-
-    def __init__(self, peer: Channelling, channel: int, abandon: Callable[[ServiceCall], None]) -> None:
-        self._peer = peer
-        self._abandon = abandon
-        self.channel = channel
-        self.call: ServiceCall | None = None
-
-    def __call__(self, call: ServiceCall) -> None:
-        self._peer.answer(self, call)
-
-    @property
-    def lasts(self) -> bool:
-        """Whether the call goes on without its connection."""
-        return self.call is not None and self.call.durable
-
-    def stop(self) -> None:
-        """The client is gone, or wants no answer any more."""
-        call = self.call
-        if call is not None and not call.final:
-            if self in call.waiters:
-                call.waiters.remove(self)
-            self._abandon(call)
 
 
 class ChannelExchange:
@@ -348,133 +285,12 @@ def _field(line: str) -> tuple[str, str]:
     return name.strip().lower(), value.strip()
 
 
-WORKER_CHARACTERS_MAX = 256
-"""Of the name that a worker makes up."""
-
-
-class WorkerSide:
-    """A part of the hub's end of a connection. Takes the frames of a worker; to :class:`~wayside.calls.services.Calls` it is the
-    way to that worker."""
-
-    def __init__(self, calls: Calls, leases: Leases) -> None:
-        self._calls = calls
-        self._leases = leases
-        self.worker: Worker | None = None
-
-    def put(self, frame: Any, size: int = 0) -> None:
-        """Send a frame."""
-        raise NotImplementedError
-
-    def settle(self) -> None:
-        """Something has ended that a drain may wait for."""
-        raise NotImplementedError
-
-    def detach(self) -> None:
-        """The worker is not at the other end any more."""
-        worker, self.worker = self.worker, None
-        if worker is not None and worker.link is self:
-            worker.link = None
-
-    def take_work(self, frame: f.WorkFrame) -> None:
-        calls, leases = self._calls, self._leases
-        specs = [spec_of(document) for document in frame.services]
-        if frame.worker.startswith(LOCAL) or not 0 < len(frame.worker) <= WORKER_CHARACTERS_MAX:
-            raise BadRequest("A worker makes up its own id, not one of the hub's.", code="worker-invalid")
-        worker = leases.enter(worker_name(frame.worker))
-        if self.worker is not worker:
-            self.detach()
-        worker.services = [spec.name for spec in specs]
-        worker.capacity = max(0, frame.capacity)
-        worker.link, worker.stopping = self, False
-        self.worker = worker
-        self.put(f.WorkingFrame(frame.channel, worker.lease_s, leases.lost(worker, frame.held)))
-        leases.resend(worker, frame.held)
-        calls.join(worker, specs)
-
-    def run(self, call: ServiceCall) -> None:
-        request = call.request
-        payload = request.payload
-        self.put(
-            f.RunFrame(
-                0,
-                call.id,
-                call.attempt,
-                request.service,
-                payload.data,
-                payload.content_type,
-                request.accept or "",
-                request.query,
-                call.items,
-                call.durable,
-                call.spec.spec.timeout_s,
-            )
-        )
-
-    def cancel(self, call_id: str, attempt: int) -> None:
-        self.put(f.CancelFrame(0, call_id, attempt))
-
-    def _working(self) -> Worker:
-        if self.worker is None:
-            raise BadRequest("Send a work frame first.", code="not-a-worker")
-        return self.worker
-
-    def take_emit(self, frame: f.EmitFrame) -> None:
-        if frame.kind not in ("progress", "item"):
-            raise BadRequest(
-                f"An attempt sends progress or an item, not {frame.kind[:40]!r}.", code="parameter-invalid"
-            )
-        taken = partial(self._taken, frame.channel, frame.call, frame.attempt, frame.seq)
-        payload = Payload(frame.body, frame.content_type)
-        self._calls.attempts.emit(self._working(), frame.call, frame.attempt, frame.seq, frame.kind, payload, taken)
-
-    def take_finish(self, frame: f.FinishFrame) -> None:
-        payload = None if frame.error else Payload(frame.body, frame.content_type)
-        outcome = AttemptOutcome(payload, frame.error, frame.again)
-        taken = partial(self._taken, frame.channel, frame.call, frame.attempt, -1)
-        self._calls.attempts.finish(self._working(), frame.call, frame.attempt, outcome, taken)
-
-    def take_return(self, frame: f.ReturnFrame) -> None:
-        taken = partial(self._taken, frame.channel, frame.call, frame.attempt, -1)
-        self._calls.attempts.hand_back(self._working(), frame.call, frame.attempt, taken)
-
-    def _taken(self, channel: int, call: str, attempt: int, seq: int, result: Any) -> None:
-        problem = problem_of(result) if isinstance(result, Exception) else None
-        self.put(f.TakenFrame(channel, call, attempt, seq, problem))
-        self.settle()
-
-    def take_rest(self, frame: f.RestFrame) -> None:
-        worker = self._working()
-        worker.stopping = True
-        if frame.bye:
-            self.worker = None
-            for call in list(worker.held.values()):  # on their way to it when it stopped
-                self._calls.attempts.hand_back(worker, call.id, call.attempt, lambda _result: None)
-            self._leases.leave(worker, "it stopped")
-
-
-MEMBER_CHARACTERS_MAX = 256
-"""Of the name of a member."""
-
-
-class _Peer(Protocol):
-    def put(self, frame: Any, size: int = 0) -> None: ...
-
-    def forget(self, channel: int) -> None: ...
-
-
-def require_member(name: str) -> None:
-    """Raise :class:`BadRequest` or ``TooLarge`` for what is no name of a member."""
-    require_size(len(name.encode()), MEMBER_CHARACTERS_MAX, "The name of the member")
-    if not name.isprintable() or not name:
-        raise BadRequest("A member has a printable name.", code="member-invalid")
-
-
 class ChannelMember:
     """A member of a group, on a channel."""
 
     __slots__ = ("_channel", "_group", "_member", "_peer")
 
-    def __init__(self, peer: _Peer, frame: f.JoinFrame, groups: Groups) -> None:
+    def __init__(self, peer: Channelling, frame: f.JoinFrame, groups: Groups) -> None:
         require_member(frame.member)
         self._peer = peer
         self._channel = frame.channel
@@ -526,8 +342,110 @@ class ChannelMember:
             self._peer.put(f.SettledFrame(self._channel, seq, result.refused, None, result.offsets))
 
 
-def member_of(entry: object) -> ChannelMember:
-    """What is on a channel, as a member. Raises :class:`BadRequest` where it is none."""
-    if not isinstance(entry, ChannelMember):
-        raise BadRequest("Join the group first: this channel is no member of one.", code="not-a-member")
-    return entry
+class ChannelWorker:
+    """The worker at the other end of a connection, if there is one: it has channel 0. To
+    :class:`~wayside.calls.services.Calls` this is the way to it."""
+
+    __slots__ = ("_calls", "_leases", "_put", "_settle", "worker")
+
+    def __init__(self, peer: Channelling, calls: Calls, leases: Leases) -> None:
+        self._put: Callable[[Any], None] = peer.put
+        self._settle: Callable[[], None] = peer.settle
+        self._calls = calls
+        self._leases = leases
+        self.worker: Worker | None = None
+
+    def detach(self) -> None:
+        """The worker is not at the other end any more."""
+        worker, self.worker = self.worker, None
+        if worker is not None and worker.link is self:
+            worker.link = None
+
+    def stop(self) -> None:
+        """The client is gone. Its connection is let go of: each held the other."""
+        self.detach()
+        self._put, self._settle = _unheard, _nothing
+
+    def take_work(self, frame: f.WorkFrame) -> None:
+        calls, leases = self._calls, self._leases
+        specs = [spec_of(document) for document in frame.services]
+        if frame.worker.startswith(LOCAL) or not 0 < len(frame.worker) <= WORKER_CHARACTERS_MAX:
+            raise BadRequest("A worker makes up its own id, not one of the hub's.", code="worker-invalid")
+        worker = leases.enter(worker_name(frame.worker))
+        if self.worker is not worker:
+            self.detach()
+        worker.services = [spec.name for spec in specs]
+        worker.capacity = max(0, frame.capacity)
+        worker.link, worker.stopping = self, False
+        self.worker = worker
+        self._put(f.WorkingFrame(frame.channel, worker.lease_s, leases.lost(worker, frame.held)))
+        leases.resend(worker, frame.held)
+        calls.join(worker, specs)
+
+    def run(self, call: ServiceCall) -> None:
+        request = call.request
+        payload = request.payload
+        self._put(
+            f.RunFrame(
+                0,
+                call.id,
+                call.attempt,
+                request.service,
+                payload.data,
+                payload.content_type,
+                request.accept or "",
+                request.query,
+                call.items,
+                call.durable,
+                call.spec.spec.timeout_s,
+            )
+        )
+
+    def cancel(self, call_id: str, attempt: int) -> None:
+        self._put(f.CancelFrame(0, call_id, attempt))
+
+    def _working(self) -> Worker:
+        if self.worker is None:
+            raise BadRequest("Send a work frame first.", code="not-a-worker")
+        return self.worker
+
+    def take_emit(self, frame: f.EmitFrame) -> None:
+        if frame.kind not in ("progress", "item"):
+            raise BadRequest(
+                f"An attempt sends progress or an item, not {frame.kind[:40]!r}.", code="parameter-invalid"
+            )
+        taken = partial(self._taken, frame.channel, frame.call, frame.attempt, frame.seq)
+        payload = Payload(frame.body, frame.content_type)
+        self._calls.attempts.emit(self._working(), frame.call, frame.attempt, frame.seq, frame.kind, payload, taken)
+
+    def take_finish(self, frame: f.FinishFrame) -> None:
+        payload = None if frame.error else Payload(frame.body, frame.content_type)
+        outcome = AttemptOutcome(payload, frame.error, frame.again)
+        taken = partial(self._taken, frame.channel, frame.call, frame.attempt, -1)
+        self._calls.attempts.finish(self._working(), frame.call, frame.attempt, outcome, taken)
+
+    def take_return(self, frame: f.ReturnFrame) -> None:
+        taken = partial(self._taken, frame.channel, frame.call, frame.attempt, -1)
+        self._calls.attempts.hand_back(self._working(), frame.call, frame.attempt, taken)
+
+    def _taken(self, channel: int, call: str, attempt: int, seq: int, result: Any) -> None:
+        problem = problem_of(result) if isinstance(result, Exception) else None
+        self._put(f.TakenFrame(channel, call, attempt, seq, problem))
+        self._settle()
+
+    def take_rest(self, frame: f.RestFrame) -> None:
+        worker = self._working()
+        worker.stopping = True
+        if frame.bye:
+            self.worker = None
+            for call in list(worker.held.values()):  # on their way to it when it stopped
+                self._calls.attempts.hand_back(worker, call.id, call.attempt, lambda _result: None)
+            self._leases.leave(worker, "it stopped")
+
+
+def _unheard(_frame: Any) -> None:
+    return None
+
+
+def _nothing() -> None:
+    return None

@@ -2,7 +2,8 @@
 
 The HTTP server and the ASGI adapter each implement :class:`Exchange`; a pattern does not know which one
 it talks to. ``headers`` of an answer are complete field lines, each ended by CRLF, because most of them
-never change and are made once.
+never change and are made once. Behind it stands what patterns have in common: where a read begins, what its answer says
+of the stream, how a read waits, and how an answer goes on when something else has been done first.
 """
 
 from __future__ import annotations
@@ -15,32 +16,12 @@ from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
 from urllib.parse import unquote_to_bytes
 
+from wayside.core.callbacks import Done, report
 from wayside.core.codecs import Payload, codec_for
 from wayside.core.errors import BadRequest, NotFound, Refusal, UnsupportedMediaType
 from wayside.core.policies import Policy, policy_of
-from wayside.core.records import JSON, Batch, Offset, Spool, media_type, require_size
-from wayside.streams.contract import Log, Sink, Stay, StreamView
-
-__all__ = [
-    "Exchange",
-    "Frames",
-    "InPieces",
-    "Memo",
-    "Pieces",
-    "Request",
-    "Socket",
-    "json_body",
-    "limit_of",
-    "member_of",
-    "origin_of",
-    "parse_query",
-    "policy_for",
-    "position_of",
-    "preferred_wait_s",
-    "quote_header",
-    "unquote_path",
-]
-
+from wayside.core.records import JSON, Batch, Spool, media_type, require_size, start_position
+from wayside.streams.contract import Log, Sink, StreamView
 
 Memo = tuple[Any, object, Callable[[], None]]
 """(subject, version, note): the answer to this very request stays right while ``subject.version is version``. ``note`` is
@@ -199,6 +180,14 @@ class Exchange(Protocol):
         ...
 
 
+Handler = Callable[[Exchange], None]
+"""Answers one request. What it raises is answered as ``refuse`` does."""
+
+
+JSON_HEAD = b"Content-Type: application/json\r\nCache-Control: no-store\r\n"
+"""The header fields of most documents."""
+
+
 def parse_query(query: str) -> dict[str, list[str]]:
     """The parameters of a query string (WHATWG URL, application/x-www-form-urlencoded)."""
     result: dict[str, list[str]] = {}
@@ -234,22 +223,14 @@ def preferred_wait_s(prefer: str | None) -> float | None:
 def position_of(request: Request, stream: StreamView, *, first: int = 0, required: bool = False) -> int:
     """Where a read begins: ``Last-Event-ID`` if there is one (a browser's resumption knows better than its URL), else
     the parameter ``offset``, else the start; but not before ``first``. Raises ``BadRequest`` or ``Gone``."""
-    return max(first, _position_of(request, stream, required))
-
-
-def _position_of(request: Request, stream: StreamView, required: bool) -> int:
     text = request.headers.get("last-event-id") or request.one("offset")
     if text is None:
         if required:
             raise BadRequest(
                 "A live read needs the parameter offset: -1 (start), now, or an offset.", code="offset-missing"
             )
-        return stream.start
-    if text == "-1":
-        return stream.start
-    if text == "now":
-        return stream.tail
-    return stream.resolve(Offset.parse(text))
+        text = "-1"
+    return max(first, start_position(stream, text))
 
 
 def policy_for(request: Request, stream: StreamView, *, follows: bool) -> Policy | None:
@@ -387,47 +368,37 @@ def cursor_after(given: str | None) -> int:
 
 
 class HeldRead:
-    """A read with nothing to give yet: it is answered when there is something, when its time is over, or when the hub
-    stops. A pattern says how, in ``answer``."""
+    """A read with nothing to give yet: ``answer`` is called when there is something, when its time is over, or when the hub
+    stops."""
 
-    __slots__ = ("_forget", "_release", "_timer", "exchange", "log", "policy", "position", "stay", "stream")
+    __slots__ = ("_answer", "_exchange", "_forget", "_position", "_release", "_stream", "_timer")
 
-    pattern = ""
+    def __init__(self, exchange: Exchange, stream: StreamView, position: int, answer: Callable[[], None]) -> None:
+        self._exchange = exchange
+        self._stream = stream
+        self._position = position
+        self._answer = answer
 
-    def __init__(
-        self, exchange: Exchange, log: Log, stream: StreamView, position: int, policy: Policy | None, stay: Stay | None
-    ) -> None:
-        self.exchange = exchange
-        self.log = log
-        self.stream = stream
-        self.position = position
-        self.policy = policy
-        self.stay = stay
-        self._release: Callable[[], None] | None = None
-
-    def answer(self) -> None:
-        """Give what there is now."""
-        raise NotImplementedError
-
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float, release: Callable[[], None] | None) -> None:
+        """Hold it for so long at most; ``release`` is called when it is not held any more."""
         self._timer = asyncio.get_running_loop().call_later(seconds, self._end)
-        self._forget = self.stream.wait(self._woken)
-        if self.stay is not None:
-            self._release = self.stay.hold(self.pattern)
-        self.exchange.on_lost = self._leave
-        self.exchange.on_drain = self._end
+        self._forget = self._stream.wait(self._woken)
+        self._release = release
+        self._exchange.on_lost = self._leave
+        self._exchange.on_drain = self._end
 
     def _woken(self) -> None:
-        stream = self.stream
+        stream = self._stream
         if stream.deleted:
             self._leave()
-            self.exchange.refuse(NotFound(f"{stream.path} was deleted.", fields={"stream": stream.path}))
-        elif stream.tail > self.position or stream.closed:
+            self._exchange.refuse(NotFound(f"{stream.path} was deleted.", fields={"stream": stream.path}))
+        elif stream.tail > self._position or stream.closed:
             self._end()
         else:
             self._forget = stream.wait(self._woken)
 
     def _leave(self) -> None:
+        self._exchange.on_lost = self._exchange.on_drain = None  # each held the other
         self._timer.cancel()
         self._forget()
         if self._release is not None:
@@ -435,8 +406,39 @@ class HeldRead:
 
     def _end(self) -> None:
         self._leave()
-        self.exchange.on_drain = None
-        self.answer()
+        self._answer()
+
+
+def once_there(
+    exchange: Exchange,
+    begin: Callable[[Done], None],
+    then: Callable[[Any], None],
+    left: Callable[[Any], None] = lambda _result: None,
+) -> None:
+    """Go on to ``then`` with what ``begin`` gives its callback, at once or later; or refuse with that. Where the client has
+    gone by then, ``left`` is given it instead: a follower that began now would never be stopped."""
+    gone = False
+
+    def leave() -> None:
+        nonlocal gone
+        gone = True
+
+    def go(result: Any) -> None:
+        if gone:
+            left(result)
+            return
+        exchange.on_lost = None
+        try:
+            if isinstance(result, Exception):
+                raise result
+            then(result)
+        except Exception as error:
+            if not isinstance(error, Refusal):
+                report(error, then)
+            exchange.refuse(error)
+
+    exchange.on_lost = leave
+    begin(go)
 
 
 T = TypeVar("T")
@@ -468,3 +470,14 @@ def limit_of(request: Request) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 9) or not 1 <= int(text) <= LIST_MAX:
         raise BadRequest(f"limit must be from 1 to {LIST_MAX}.", code="parameter-invalid")
     return int(text)
+
+
+MEMBER_CHARACTERS_MAX = 256
+"""Of the name of a member."""
+
+
+def require_member(name: str) -> None:
+    """Raise :class:`BadRequest` or ``TooLarge`` for what is no name of a member."""
+    require_size(len(name.encode()), MEMBER_CHARACTERS_MAX, "The name of the member")
+    if not name.isprintable() or not name:
+        raise BadRequest("A member has a printable name.", code="member-invalid")

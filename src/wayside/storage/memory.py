@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from wayside.core.engine import Abilities, Change, Head, Moved, Outcome, Put, Stored
+from wayside.core.engine import Abilities, Change, Head, Outcome, Put, Stored, TailMoved
 from wayside.core.errors import Gone
 from wayside.core.records import Batch
 
@@ -63,7 +63,7 @@ class MemoryEngine:
         for put in puts:
             kept = self._kept.get(put.path)
             if kept is None or kept.head.sid != put.sid or kept.head.tail != put.position:
-                outcomes.append(Moved(replace(kept.head) if kept is not None else None))
+                outcomes.append(TailMoved(replace(kept.head) if kept is not None else None))
             else:
                 outcomes.append(Stored(self._append(kept, put)))
         self.tell([put.path for put, outcome in zip(puts, outcomes, strict=True) if type(outcome) is Stored])

@@ -19,7 +19,7 @@ import msgspec
 
 from wayside.core.callbacks import Done, guarded, report
 from wayside.core.clock import Clock
-from wayside.core.engine import Engine, Head, Moved, Outcome, Put, Stored, Unknown
+from wayside.core.engine import Engine, Head, Outcome, Put, Stored, TailMoved, Unknown
 from wayside.core.errors import BadRequest, Overloaded, Refusal, StoreFailed, TooLarge
 from wayside.core.limits import Limits
 from wayside.core.records import Append, Appended, media_type
@@ -263,7 +263,7 @@ class OptimisticCommits:
         except BaseException:
             pending.undo()
             raise
-        if isinstance(outcome, Moved):
+        if isinstance(outcome, TailMoved):
             pending.undo()
             line.asked = True
             self._adopt(stream.path, outcome.head)
@@ -298,7 +298,7 @@ class OptimisticCommits:
 
     # -- the engine
 
-    async def _settle(self, put: Put) -> Stored | Moved:
+    async def _settle(self, put: Put) -> Stored | TailMoved:
         """Append a batch, and find out what became of it. It is asked for by its name where an answer was lost: until
         the tail has moved it may be repeated, as only one of the two can find the tail where it was."""
         loop = asyncio.get_running_loop()
@@ -313,7 +313,7 @@ class OptimisticCommits:
             position = await self.asked(partial(self._engine.find_batch, put.path, put.sid, put.position, put.id))
             if position is not None:
                 return Stored(position)
-            if isinstance(outcome, Moved):
+            if isinstance(outcome, TailMoved):
                 return outcome
             if loop.time() > until:
                 raise StoreFailed(

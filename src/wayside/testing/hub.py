@@ -67,8 +67,8 @@ class TestHub:
         except RuntimeError as error:
             raise RuntimeError("This hub was used before: a TestHub has to be its first use.") from error
         self.clock = clock or ManualClock()
-        self._link = Cable(self)
-        self.client = Client(Channels(self._link, retry_s=None), pace=Pace(self.clock))
+        self._connection = Cable(self)
+        self.client = Client(Channels(self._connection, retry_s=None), pace=Pace(self.clock))
         self.reached: list[Reached] = []
         self.workers: list[TestWorker] = []
         self.up = False
@@ -219,7 +219,7 @@ class TestHub:
 
     def _drop(self, reason: str) -> None:
         """Break all connections to the hub."""
-        self._link.drop(reason)
+        self._connection.drop(reason)
         for worker in self.workers:
             worker.drop(reason)
 

@@ -15,9 +15,9 @@ from wayside.core.errors import BadRequest, Refusal, TimedOut, TooLarge
 from wayside.core.limits import Limits
 from wayside.core.records import Spool
 from wayside.server.exchange import Pieces, Request, parse_query, unquote_path
-from wayside.server.http.head import SECURITY, identity, problem, request_id, spool_failed
+from wayside.server.http.head import CORS, SECURITY, identity, problem, request_id, spool_failed
 from wayside.server.http.request import ArrivingBody
-from wayside.server.http.routes import CORS, Routes
+from wayside.server.http.routes import Routes
 from wayside.streams.contract import Reader, Sink
 
 Scope = MutableMapping[str, Any]

@@ -1,8 +1,8 @@
 """One connection of the HTTP/1.1 server: requests in order, one at a time, answered by their routes.
 
 A request head that was seen before, byte for byte, is not parsed again; an answer that is still right is
-not made again. Writing never waits: an open response is fed by a follower, which is told when the buffer
-is full and when it has drained.
+not made again. Bytes go to the socket at once while nothing is queued, else through the transport's buffer. Writing
+never waits: an open response is fed by a follower, which is told when the buffer is full and when it has drained.
 """
 
 from __future__ import annotations
@@ -12,20 +12,17 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from wayside.core.errors import BadRequest, Overloaded, Refusal, TimedOut
 from wayside.core.records import Spool
 from wayside.server.exchange import Memo, Request
-from wayside.server.http.head import CONTINUE, LAST_CHUNK, STATUS, problem, request_id
+from wayside.server.http.head import CONTINUE, CORS, LAST_CHUNK, STATUS, problem, request_id
 from wayside.server.http.request import ArrivingBody, Incoming
-from wayside.server.http.response import ArrivingExchange, HttpExchange, Outgoing
-from wayside.server.http.routes import CORS
+from wayside.server.http.response import ArrivingExchange, HttpExchange, note_abort, note_refusal, refusal_of
+from wayside.server.http.shared import Shared
 from wayside.server.http.websocket import NativeSocket
 from wayside.streams.contract import Reader
-
-if TYPE_CHECKING:
-    from wayside.server.http.listener import Server
 
 MEMO_BYTES_MAX = 16 * 1024
 LINGER_S = 2.0
@@ -35,23 +32,37 @@ _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER for no time: the connection ends with a reset (RST)."""
 
 
-class Connection(Outgoing):
+class Connection(asyncio.Protocol):
     """The server's side of one TCP connection; also the sink of the response that is open on it."""
 
     __slots__ = (
+        "_direct",
         "_dispatching",
         "_ending",
         "_exchange",
         "_incoming",
         "_open",
+        "_shared",
         "_socket",
         "_unsent",
         "deadline",
         "paused",
+        "queued",
+        "reader",
+        "send_nowait",
+        "transport",
     )
 
-    def __init__(self, server: Server) -> None:
-        super().__init__(server)
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self.transport: asyncio.Transport | None = None
+        self._direct: socket.socket | None = None
+        """The transport's own socket, for sending while nothing is queued in the transport."""
+        self.send_nowait: Callable[[bytes], int] = len
+        self.queued = False
+        """Whether the transport may hold bytes that have to go out first."""
+        self.reader: Reader | None = None
+        """The follower that feeds the open response."""
         self.paused = False
         self.deadline: float | None = None
         """When :meth:`expire` is to be called; None while a request is being answered."""
@@ -73,13 +84,13 @@ class Connection(Outgoing):
         self.transport = cast("asyncio.Transport", transport)
         own = self.transport.get_extra_info("socket")
         self._direct = socket.socket(own.family, own.type, own.proto, fileno=own.fileno())
-        self._send = self._direct.send
-        server = self._server
-        limits = server.limits
+        self.send_nowait = self._direct.send
+        shared = self._shared
+        limits = shared.limits
         self.transport.set_write_buffer_limits(limits.write_buffer_bytes_max, limits.write_buffer_bytes_max // 4)
-        server.connections.add(self)
-        self.deadline = server.idle_deadline
-        if len(server.connections) > limits.connections_max:
+        shared.connections.add(self)
+        self.deadline = shared.idle_deadline
+        if len(shared.connections) > limits.connections_max:
             refusal = Overloaded(
                 f"The hub has {limits.connections_max} connections, as many as it may. Try again shortly.",
                 code="too-many-connections",
@@ -88,10 +99,10 @@ class Connection(Outgoing):
             self.refuse(refusal, None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._server.connections.discard(self)
+        self._shared.connections.discard(self)
         if self._direct is not None:
             self._direct.detach()  # the transport closes it
-        self._send = len
+        self.send_nowait = len
         self._ending = True
         if self.reader is not None:
             self.reader.stop()
@@ -112,7 +123,7 @@ class Connection(Outgoing):
         ):
             end = data.find(b"\r\n\r\n") + 4
             if end > 3:
-                request = self._server.heads.get(data[:end])
+                request = self._shared.heads.get(data[:end])
                 if request is not None and len(data) == end + request.length:
                     self._dispatch(request, data[end:])
                     return
@@ -130,7 +141,7 @@ class Connection(Outgoing):
             if self._exchange is not None and self._exchange.on_eof is not None:
                 self._exchange.on_eof()
             return True
-        self._server.flush()
+        self._shared.flush()
         if self.reader is not None:
             self.reader.stop()
             self.reader = None
@@ -163,7 +174,7 @@ class Connection(Outgoing):
                 self._socket.receive(data)
                 return
             if self._incoming is None:
-                self._incoming = Incoming(self._server)
+                self._incoming = Incoming(self._shared)
             data = self._incoming.feed(data)
             self._next()
 
@@ -200,8 +211,8 @@ class Connection(Outgoing):
         if self._ending or not (pieces is not None or (self._exchange is None and self._open is None)):
             return
         if incoming.partial:
-            since = self._server.now if incoming.in_body else incoming.began
-            self.deadline = since + self._server.limits.header_timeout_s
+            since = self._shared.now if incoming.in_body else incoming.began
+            self.deadline = since + self._shared.limits.header_timeout_s
             if incoming.wants_continue:
                 incoming.wants_continue = False
                 self.write(CONTINUE)
@@ -210,15 +221,15 @@ class Connection(Outgoing):
 
     def _dispatch(self, request: Request, body: bytes | Spool) -> None:
         self.deadline = None
-        if self._server.draining:
+        if self._shared.draining:
             self._ending = True
         memo = request.memo
         if memo is not None:
             subject, version, note, common, answer = memo
-            if subject.version is version and common is self._server.common and not self._ending:
+            if subject.version is version and common is self._shared.common and not self._ending:
                 self._post(answer)
                 note()
-                self._server.responses[2] += 1
+                self._shared.responses[2] += 1
                 self._done(request)
                 return
             request.memo = None
@@ -231,7 +242,7 @@ class Connection(Outgoing):
     def _receive(self, request: Request, body: ArrivingBody) -> None:
         """The same, of a request whose body is taken while it arrives."""
         self.deadline = None
-        if self._server.draining:
+        if self._shared.draining:
             self._ending = True
         body.on_flow = self._next
         exchange = self._exchange = ArrivingExchange(self, request, b"", arriving=body)
@@ -246,27 +257,63 @@ class Connection(Outgoing):
         if not body.whole:
             self._ending = True
 
+    # -- bytes out
+
+    def write(self, data: bytes) -> None:
+        """Send at once what the socket takes; the rest, and what comes behind it, is queued in the transport."""
+        if self._shared.outbox:
+            self._shared.flush()
+        self.transmit(data)
+
+    def transmit(self, data: bytes) -> None:
+        """Send so past the answers that wait for the end of the tick."""
+        if self.queued:
+            transport = self.transport
+            if transport is None or transport.get_write_buffer_size():
+                if transport is not None:
+                    transport.write(data)
+                return
+            self.queued = False
+        try:
+            sent = self.send_nowait(data)
+        except OSError:  # BlockingIOError; or it is broken, which the transport then sees too, and ends it
+            sent = 0
+        if sent != len(data):
+            self.queue(data, sent)
+
+    @property
+    def send(self) -> Callable[[bytes], int | None]:
+        return self.write if self.queued else self.send_nowait
+
+    def queue(self, data: bytes, sent: int) -> None:
+        """Leave the rest of ``data`` to the transport; from now on nothing may pass it."""
+        self.queued = True
+        if self.reader is not None:
+            self.reader.reroute()
+        if self.transport is not None:
+            self.transport.write(memoryview(data)[sent:])
+
     # -- answers out
 
     def respond(
         self, request: Request | None, status: int, headers: bytes, body: bytes, memo: Memo | None = None
     ) -> None:
-        server = self._server
-        server.responses[status // 100] += 1
+        shared = self._shared
+        shared.responses[status // 100] += 1
         if status == 204 and request is not None and request.plain and not self._ending:
-            answer = b"%b%b\r\n" % (server.no_content, headers)
+            answer = b"%b%b\r\n" % (shared.no_content, headers)
             if self._incoming is None:  # as _post and _go_on do then, for the answer to most appends
-                if not server.outbox:
-                    asyncio.get_running_loop().call_soon(server.flush)
-                server.outbox.append((self, answer))
+                if not shared.outbox:
+                    asyncio.get_running_loop().call_soon(shared.flush)
+                shared.outbox.append((self, answer))
                 self._exchange = None
-                self.deadline = server.idle_deadline
+                self.deadline = shared.idle_deadline
             else:
                 self._post(answer)
                 self._go_on()
             return
         keep_alive = request is not None and request.keep_alive and not self._ending
-        head = STATUS[status] + server.common + headers
+        head = STATUS[status] + shared.common + headers
         if request is not None and "origin" in request.headers:
             head += CORS
         if not keep_alive:
@@ -284,7 +331,7 @@ class Connection(Outgoing):
         else:
             self.write(answer)
         if memo is not None and keep_alive and request is not None and len(answer) <= MEMO_BYTES_MAX:
-            request.memo = (*memo, server.common, answer)
+            request.memo = (*memo, shared.common, answer)
         self._done(request)
 
     def _post(self, answer: bytes) -> None:
@@ -293,7 +340,7 @@ class Connection(Outgoing):
         if self._incoming is not None and self._incoming.ready:
             self.write(answer)
         else:
-            self._server.post(self, answer)
+            self._shared.post(self, answer)
 
     def _done(self, request: Request | None) -> None:
         """The answer is written: on to the next request, or close."""
@@ -306,9 +353,9 @@ class Connection(Outgoing):
     def _go_on(self) -> None:
         """To the next request."""
         self._exchange = None
-        self.deadline = self._server.idle_deadline
+        self.deadline = self._shared.idle_deadline
         if self._incoming is not None and not self._dispatching:
-            self._incoming.began = self._server.now
+            self._incoming.began = self._shared.now
             self._next()
 
     def _linger(self) -> None:
@@ -321,7 +368,7 @@ class Connection(Outgoing):
         if incoming is not None and (incoming.broken or incoming.partial) and transport.can_write_eof():
             transport.write_eof()
             transport.resume_reading()
-            self.deadline = self._server.now + LINGER_S
+            self.deadline = self._shared.now + LINGER_S
         else:
             self._shut(transport)
 
@@ -331,21 +378,21 @@ class Connection(Outgoing):
         transport.close()
         self._unsent = transport.get_write_buffer_size()
         if self._unsent:
-            self.deadline = self._server.idle_deadline
+            self.deadline = self._shared.idle_deadline
 
     def refuse(self, error: Exception, request: Request | None) -> None:
         """Answer with a problem document."""
-        refusal = self._server.refusal_of(error)
+        refusal = refusal_of(error)
         name = request_id(request)
-        self._server.note_refusal(refusal, error, request, name)
+        note_refusal(refusal, error, request, name)
         status, headers, body = problem(refusal, name)
         self.respond(request, status, headers, body)
 
     def open(self, request: Request, status: int, headers: bytes, seconds: float | None) -> Connection:
         """Begin a response without a known length."""
-        server = self._server
-        server.responses[status // 100] += 1
-        head = STATUS[status] + server.common + headers
+        shared = self._shared
+        shared.responses[status // 100] += 1
+        head = STATUS[status] + shared.common + headers
         if "origin" in request.headers:
             head += CORS
         if request.version_10:
@@ -354,7 +401,7 @@ class Connection(Outgoing):
             self.write(head + b"Transfer-Encoding: chunked\r\n\r\n")
         self._exchange = None
         self._open = request
-        self.deadline = server.now + seconds if seconds else None
+        self.deadline = shared.now + seconds if seconds else None
         if self._incoming is not None and not (self._incoming.ready or self._incoming.partial):
             self._incoming = None
         return self
@@ -363,13 +410,13 @@ class Connection(Outgoing):
         self, headers: bytes, on_text: Callable[[str], None], on_binary: Callable[[bytes], None] | None
     ) -> NativeSocket:
         """Answer a WebSocket handshake."""
-        server = self._server
-        server.responses[1] += 1
-        self.write(STATUS[101] + server.common + headers + b"\r\n")
+        shared = self._shared
+        shared.responses[1] += 1
+        self.write(STATUS[101] + shared.common + headers + b"\r\n")
         assert self._exchange is not None
         self._open = self._exchange.request
         self._exchange = self._incoming = None
-        self._socket = NativeSocket(self, on_text, on_binary, server.limits)
+        self._socket = NativeSocket(self, on_text, on_binary, shared.limits)
         if self.transport is not None:
             self.transport.resume_reading()
         return self._socket
@@ -391,7 +438,7 @@ class Connection(Outgoing):
         self._done(request)
 
     def abort(self, error: Exception) -> None:
-        self._server.note_abort(error)
+        note_abort(error)
         if self._ends_with_connection:
             self.cut()
         else:
@@ -415,14 +462,14 @@ class Connection(Outgoing):
         """Close when what is written has gone out."""
         self.reader = None
         self._ending = True
-        self._server.flush()
+        self._shared.flush()
         if self.transport is not None and not self.transport.is_closing():
             self._shut(self.transport)
 
     def close_within(self, seconds: float) -> None:
         """Let the client close first, for so long."""
         self.reader = None
-        self.deadline = self._server.now + seconds
+        self.deadline = self._shared.now + seconds
 
     # -- time
 
@@ -432,7 +479,7 @@ class Connection(Outgoing):
         if self.reader is not None:
             self.reader.finish("expired")
         elif self._incoming is not None and self._incoming.partial and not self._ending:
-            seconds = self._server.limits.header_timeout_s
+            seconds = self._shared.limits.header_timeout_s
             self._incoming.refuse(TimedOut(f"The rest of the request did not come within {seconds:g} s."))
             self._next()
         elif self.transport is not None:

@@ -25,6 +25,29 @@ SECURITY = b"X-Content-Type-Options: nosniff\r\nCross-Origin-Resource-Policy: cr
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
+METHODS = "GET, HEAD, PUT, POST, PATCH, DELETE, OPTIONS"
+"""Of all that is served."""
+REQUEST_HEADERS = (
+    "Accept, Authorization, Content-Type, Idempotency-Key, If-None-Match, Last-Event-ID, Prefer, Producer-Epoch, Producer-Id, "
+    "Producer-Seq, Stream-Closed, Stream-Durability, Stream-Expires-At, Stream-Fork-Offset, Stream-Fork-Sub-Offset, "
+    "Stream-Forked-From, Stream-Retention-Age, Stream-Retention-Bytes, Stream-Seq, Stream-TTL, "
+    "Tus-Resumable, Upload-Checksum, Upload-Defer-Length, Upload-Length, Upload-Metadata, Upload-Offset, "
+    "Wayside-Callback, Wayside-Delay, Wayside-Key, Wayside-Member, Wayside-Message-Id, Wayside-Priority, Wayside-TTL, X-HTTP-Method-Override, X-Request-Id, X-Requested-With"
+)
+RESPONSE_HEADERS = (
+    "ETag, Location, Preference-Applied, Producer-Epoch, Producer-Expected-Seq, Producer-Received-Seq, Producer-Seq, "
+    "Retry-After, Stream-Bytes, Stream-Closed, Stream-Cursor, Stream-Durability, Stream-Earliest-Offset, "
+    "Stream-Expires-At, Stream-Next-Offset, Stream-Retention-Age, Stream-Retention-Bytes, Stream-SSE-Data-Encoding, "
+    "Stream-TTL, Stream-Up-To-Date, Tus-Checksum-Algorithm, Tus-Extension, Tus-Max-Size, Tus-Resumable, Tus-Version, "
+    "Upload-Defer-Length, Upload-Expires, Upload-Length, Upload-Metadata, Upload-Offset, Wayside-Call, Wayside-Due, Wayside-Duplicate, Wayside-Stream, "
+    "X-Request-Id"
+)
+CORS = b"Access-Control-Allow-Origin: *\r\nAccess-Control-Expose-Headers: %b\r\n" % RESPONSE_HEADERS.encode()
+PREFLIGHT = (
+    b"Access-Control-Allow-Methods: %b\r\nAccess-Control-Allow-Headers: %b\r\nAccess-Control-Max-Age: 86400\r\n"
+    % (METHODS.encode(), REQUEST_HEADERS.encode())
+)
+
 _HOST = re.compile(r"([A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?")
 """RFC 9110 section 7.2, but for the comma, by which two hosts are joined to one."""
 _boot = secrets.token_hex(4)

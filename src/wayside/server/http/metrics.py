@@ -1,42 +1,25 @@
-"""Operations: health, readiness, metrics (Prometheus), the OpenAPI document, the client for browsers, a page that says what
-is here."""
+"""Metrics in the text format of Prometheus: what the hub has done and holds, read off its parts when somebody asks."""
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from functools import cache, partial
-from importlib import resources
 from itertools import accumulate
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from wayside.calls.queue import ServiceSpec
 from wayside.calls.services import Calls
 from wayside.core.engine import Statistics
 from wayside.groups.registry import Groups
-from wayside.server.exchange import Exchange, matches
-from wayside.server.openapi.document import document
-from wayside.streams.contract import Log
+from wayside.server.http.shared import Shared
 from wayside.streams.delayed import Delaying
 from wayside.webhooks.subscriptions import Subscriptions
 
-if TYPE_CHECKING:
-    from wayside.server.http.listener import Server
 
-_JSON = b"Content-Type: application/json\r\nCache-Control: no-store\r\n"
-_TEXT = b"Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n"
-_MODULE = b"Content-Type: text/javascript; charset=utf-8\r\nCache-Control: no-cache\r\nVary: Origin\r\n"
-_SCRIPTS = ("wayside.js", "wayside/connection.js", "wayside/msgpack.js")
-"""Of wayside.client.browser: a module and what it imports."""
-
-
-class Observed(Log, Protocol):
-    """A log that can be watched."""
+class Observed(Protocol):
+    """What stores streams, as it can be watched."""
 
     on_commit: Callable[[float, int], None] | None
 
@@ -69,161 +52,74 @@ class Buckets:
         )
 
 
-class Operations:
-    """What runs the hub beside its streams."""
+class Metrics:
+    """Figures of one hub, gathered when they are asked for."""
 
     def __init__(
-        self,
-        log: Observed,
-        version: str,
-        calls: Calls,
-        groups: Groups,
-        delaying: Delaying,
-        subscriptions: Subscriptions,
+        self, log: Observed, calls: Calls, groups: Groups, delaying: Delaying, subscriptions: Subscriptions
     ) -> None:
         self._log = log
         self._calls = calls
         self._groups = groups
         self._delaying = delaying
         self._subscriptions = subscriptions
-        self._version = version
-        self.server: Server | None = None
-        self.ready = False
+        self.shared: Shared | None = None
+        """What the connections of the hub's own server share, once it listens."""
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._commit_s = Buckets(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1, 5)
         self._commit_appends = Buckets(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
         log.on_commit = self._on_commit
-        self._openapi = b""
-        self._described: list[ServiceSpec] | None = None
-        """What ``_openapi`` was made of."""
-        self._pages: dict[str, Callable[[Exchange], None]] = {
-            "/": self._index,
-            "/healthz": self._healthz,
-            "/readyz": self._readyz,
-            "/metrics": self._metrics,
-            "/openapi.json": self._openapi_json,
-            **{f"/{name}": partial(_script, name) for name in _SCRIPTS},
-        }
-
-    def find(self, path: str) -> Callable[[Exchange], None] | None:
-        return self._pages.get(path)
 
     def _on_commit(self, seconds: float, appends: int) -> None:
         self._commit_s.observe(seconds)
         self._commit_appends.observe(appends)
 
-    def _index(self, exchange: Exchange) -> None:
-        text = (
-            f"Wayside {self._version}\n\n"
-            "Streams       /v1/stream/          list\n"
-            "One stream    /v1/stream/NAME      PUT creates, POST appends, GET reads, HEAD tells, DELETE deletes\n"
-            "Services      /v1/service/         list\n"
-            "One service   /v1/service/NAME     POST calls it, GET tells\n"
-            "Calls         /v1/call/            list\n"
-            "One call      /v1/call/ID          GET reads, DELETE cancels; /v1/call/ID/result is the bare result\n"
-            "Groups        /v1/group/           list\n"
-            "One group     /v1/group/NAME       PUT makes it, GET tells, DELETE forgets it\n"
-            "Its records   /v1/group/NAME/claim POST takes some, and settles them at /v1/group/NAME/ack\n"
-            "Presence      /v1/presence/NAME    who follows a stream; GET with offset: joins and leaves\n"
-            "Uploads       /v1/upload/          POST begins one (tus 1.0.0)\n"
-            "Many at once  /v1/connect          a WebSocket\n"
-            "Operations    /healthz  /readyz  /metrics  /openapi.json\n"
-            "In a browser  /wayside.js            import { connect } from it\n"
-        )
-        exchange.respond(200, _TEXT, text.encode())
-
-    def _healthz(self, exchange: Exchange) -> None:
-        exchange.respond(200, _JSON, b'{"status":"ok"}')
-
-    def _readyz(self, exchange: Exchange) -> None:
-        reason = self._log.failed
-        if reason is None and (not self.ready or (self.server is not None and self.server.draining)):
-            reason = "stopping" if self.server is not None and self.server.draining else "starting"
-        if reason is None:
-            exchange.respond(200, _JSON, b'{"status":"ready"}')
-        else:
-            exchange.respond(503, _JSON, msgspec.json.encode({"status": "not ready", "reason": reason}))
-
-    def _metrics(self, exchange: Exchange) -> None:
-        exchange.respond(
-            200, b"Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n", generate_latest(self._registry)
-        )
-
-    def _openapi_json(self, exchange: Exchange) -> None:
-        services = [service for _, service in sorted(self._calls.services.items())]
-        specs = [service.spec for service in services]
-        if specs != self._described:  # the same objects, while nothing is declared anew
-            self._openapi = msgspec.json.encode(document(self._version, services))
-            self._described = specs
-        exchange.respond(200, _JSON, self._openapi)
+    def text(self) -> bytes:
+        """All of them, in the text format of Prometheus."""
+        return generate_latest(self._registry)
 
     def collect(self) -> Iterable[Metric]:
         """Figures of now, for Prometheus."""
         now = self._log.statistics()
-        counters = (
+        yield from self._of_appends(now)
+        yield from _of_followers(now)
+        yield from self._of_store(now)
+        yield from self._of_calls()
+        yield from self._of_groups()
+        yield from self._of_subscriptions()
+        yield from self._of_delays()
+        if self.shared is not None:
+            yield from _of_connections(self.shared)
+
+    def _of_appends(self, now: Statistics) -> Iterable[Metric]:
+        for name, text, value in (
             ("wayside_appends", "Appends acknowledged.", now.appends),
             ("wayside_records", "Records appended.", now.records),
             ("wayside_appended_bytes", "Bytes of records appended.", now.bytes),
-        )
-        for name, text, value in counters:
+        ):
             yield CounterMetricFamily(name, text, value=value)
-        deliveries = CounterMetricFamily("wayside_deliveries", "Records given to readers.", labels=["pattern"])
-        for pattern, number in now.deliveries.items():
-            deliveries.add_metric([pattern], number)
-        yield deliveries
         yield self._commit_s.family("wayside_commit_seconds", "Time of one commit to the disk, fsync included.")
         yield self._commit_appends.family("wayside_commit_appends", "Appends in one commit.")
-        followers = GaugeMetricFamily("wayside_followers", "Readers that wait for more.", labels=["pattern"])
-        for pattern, number in now.followers.items():
-            followers.add_metric([pattern], number)
-        yield followers
-        policies = GaugeMetricFamily("wayside_policy_followers", "The same, by delivery policy.", labels=["policy"])
-        policies.add_metric(["catch-up"], sum(now.followers.values()) - sum(now.policies.values()))
-        skipped = CounterMetricFamily(
-            "wayside_followers_skipped_records",
-            "Records that a delivery policy did not let through.",
-            labels=["policy"],
-        )
-        for policy, number in now.policies.items():
-            policies.add_metric([policy], number)
-        for policy, number in now.skipped.items():
-            skipped.add_metric([policy], number)
-        ended = CounterMetricFamily(
-            "wayside_followers_disconnected", "Followers that the hub has ended.", labels=["reason"]
-        )
-        ended.add_metric(["lagged"], now.lagged)
-        yield from (policies, skipped, ended)
-        gauges = (
-            ("wayside_lag_records", "Records that the follower furthest behind has yet to be given.", now.lag_records),
+
+    def _of_store(self, now: Statistics) -> Iterable[Metric]:
+        failed = "1 when the store has failed and nothing is acknowledged."
+        for name, text, value in (
             ("wayside_streams", "Streams that exist.", now.streams),
             ("wayside_store_bytes", "Bytes of the store on disk.", now.store_bytes),
             ("wayside_uncommitted_bytes", "Bytes of records that wait for the disk.", now.uncommitted_bytes),
             ("wayside_cached_bytes", "Bytes of recent records in memory.", now.cached_bytes),
-            (
-                "wayside_store_failed",
-                "1 when the store has failed and nothing is acknowledged.",
-                int(bool(self._log.failed)),
-            ),
-        )
-        for name, text, value in gauges:
+            ("wayside_store_failed", failed, int(bool(self._log.failed))),
+        ):
             yield GaugeMetricFamily(name, text, value=value)
-        yield from self._of_calls()
-        yield from self._of_groups()
-        yield from self._of_subscriptions()
+
+    def _of_delays(self) -> Iterable[Metric]:
         late = self._delaying
         yield GaugeMetricFamily("wayside_delayed_waiting", "Delayed records that are not due yet.", value=late.waiting)
         delayed = CounterMetricFamily("wayside_delayed", "Delayed records that were due.", labels=["outcome"])
         delayed.add_metric(["appended"], late.appended)
         delayed.add_metric(["dropped"], late.dropped)
         yield delayed
-        if self.server is not None:
-            yield GaugeMetricFamily("wayside_connections", "Open connections.", value=len(self.server.connections))
-            responses = CounterMetricFamily("wayside_responses", "HTTP answers by class of status.", labels=["status"])
-            for digit, number in enumerate(self.server.responses):
-                if digit:
-                    responses.add_metric([f"{digit}xx"], number)
-            yield responses
 
     def _of_subscriptions(self) -> Iterable[Metric]:
         now = self._subscriptions.statistics()
@@ -289,17 +185,35 @@ class Operations:
         yield from (events, states, dead, members, lag)
 
 
-def _script(name: str, exchange: Exchange) -> None:
-    """Answer with a module of the client for browsers; browsers ask each time whether it has changed."""
-    body, etag = _script_and_tag(name)
-    headers = _MODULE + b"ETag: %b\r\n" % etag.encode()
-    if matches(exchange.request.headers.get("if-none-match"), etag):
-        exchange.respond(304, headers)
-    else:
-        exchange.respond(200, headers, body)
+def _of_followers(now: Statistics) -> Iterable[Metric]:
+    deliveries = CounterMetricFamily("wayside_deliveries", "Records given to readers.", labels=["pattern"])
+    for pattern, number in now.deliveries.items():
+        deliveries.add_metric([pattern], number)
+    followers = GaugeMetricFamily("wayside_followers", "Readers that wait for more.", labels=["pattern"])
+    for pattern, number in now.followers.items():
+        followers.add_metric([pattern], number)
+    policies = GaugeMetricFamily("wayside_policy_followers", "The same, by delivery policy.", labels=["policy"])
+    policies.add_metric(["catch-up"], sum(now.followers.values()) - sum(now.policies.values()))
+    for policy, number in now.policies.items():
+        policies.add_metric([policy], number)
+    skipped = CounterMetricFamily(
+        "wayside_followers_skipped_records", "Records that a delivery policy did not let through.", labels=["policy"]
+    )
+    for policy, number in now.skipped.items():
+        skipped.add_metric([policy], number)
+    ended = CounterMetricFamily(
+        "wayside_followers_disconnected", "Followers that the hub has ended.", labels=["reason"]
+    )
+    ended.add_metric(["lagged"], now.lagged)
+    lag = "Records that the follower furthest behind has yet to be given."
+    yield from (deliveries, followers, policies, skipped, ended)
+    yield GaugeMetricFamily("wayside_lag_records", lag, value=now.lag_records)
 
 
-@cache
-def _script_and_tag(name: str) -> tuple[bytes, str]:
-    body = resources.files("wayside").joinpath("client", "browser", name).read_bytes()
-    return body, f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+def _of_connections(shared: Shared) -> Iterable[Metric]:
+    yield GaugeMetricFamily("wayside_connections", "Open connections.", value=len(shared.connections))
+    responses = CounterMetricFamily("wayside_responses", "HTTP answers by class of status.", labels=["status"])
+    for digit, number in enumerate(shared.responses):
+        if digit:
+            responses.add_metric([f"{digit}xx"], number)
+    yield responses

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httptools
 
@@ -18,9 +18,7 @@ from wayside.core.errors import BadRequest, Refusal, TooLarge
 from wayside.core.records import Spool
 from wayside.server.exchange import Request
 from wayside.server.http.head import ExpectationFailed, HeadTooLarge, request_of, spool_failed
-
-if TYPE_CHECKING:
-    from wayside.server.http.listener import Server
+from wayside.server.http.shared import Shared
 
 
 class ArrivingBody:
@@ -116,7 +114,7 @@ class Incoming:
         "_parser",
         "_replaying",
         "_request",
-        "_server",
+        "_shared",
         "_size",
         "_spool",
         "_target",
@@ -128,8 +126,8 @@ class Incoming:
         "wants_continue",
     )
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
         self._parser: Any = httptools.HttpRequestParser(self)
         self.ready: deque[tuple[Request | Refusal, bytes | Spool | ArrivingBody]] = deque()
         self.pieces: ArrivingBody | None = None
@@ -139,7 +137,7 @@ class Incoming:
         self.in_body = False
         self.wants_continue = False
         """The client waits for ``100 Continue`` before it sends the body."""
-        self.began = server.now
+        self.began = shared.now
         """When the head under way began, or could go on."""
         self._in_head = False
         self._head_bytes = 0
@@ -186,7 +184,7 @@ class Incoming:
             self._head_bytes += len(data)
         else:  # what this packet brought last may be a small part of it: no more is known than that it is not longer
             self._head_bytes = len(data) if self._in_head and not began and self._events == before + 1 else 0
-        if self.partial and self._head_bytes > self._server.limits.header_bytes_max:
+        if self.partial and self._head_bytes > self._shared.limits.header_bytes_max:
             self.refuse(self._head_too_large())
         return b""
 
@@ -213,7 +211,7 @@ class Incoming:
         return self.feed(rest) if rest else b""
 
     def _head_too_large(self) -> HeadTooLarge:
-        limit = self._server.limits.header_bytes_max
+        limit = self._shared.limits.header_bytes_max
         return HeadTooLarge(f"The request head is over {limit} bytes (--header-bytes-max).")
 
     def refuse(self, refusal: Refusal) -> None:
@@ -237,7 +235,7 @@ class Incoming:
     def on_message_begin(self) -> None:
         self._events += 1
         self._in_head = True
-        self.began = self._server.now
+        self.began = self._shared.now
         self._reset()
 
     def on_url(self, url: bytes) -> None:
@@ -251,18 +249,18 @@ class Incoming:
         if self._replaying:
             self._in_head = False
             return
-        parser, server = self._parser, self._server
+        parser, shared = self._parser, self._shared
         if sum([len(name) + len(value) for name, value in self._fields], len(self._target)) > (
-            server.limits.header_bytes_max
+            shared.limits.header_bytes_max
         ):
             raise self._head_too_large()
         method = parser.get_method().decode("latin-1")
         version = parser.get_http_version()
         request = request_of(method, self._target, self._fields, version, parser.should_keep_alive())
-        request.route = server.routes.resolve(request)
+        request.route = shared.resolve(request)
         self._request = request
         self._in_head, self.in_body = False, True
-        if request.length > server.limits.body_bytes_max and not request.takes_pieces:
+        if request.length > shared.limits.body_bytes_max and not request.takes_pieces:
             raise self._too_large(request.length)
         expect = request.headers.get("expect")
         if expect is not None:
@@ -274,9 +272,9 @@ class Incoming:
             return
         candidate, self._candidate = self._candidate, None
         framed = request.headers.keys() & {"transfer-encoding", "upgrade", "expect"}
-        spooled = request.length > server.limits.body_memory_bytes_max
+        spooled = request.length > shared.limits.body_memory_bytes_max
         if candidate is not None and not (framed or spooled) and candidate.startswith(parser.get_method()):
-            server.remember(candidate, request)
+            shared.remember(candidate, request)
 
     def on_body(self, data: bytes) -> None:
         self._events += 1
@@ -285,7 +283,7 @@ class Incoming:
             self.pieces.hold(data)
             return
         self._size += len(data)
-        limits = self._server.limits
+        limits = self._shared.limits
         if self._size > limits.body_bytes_max:
             raise self._too_large(self._size)
         if self._spool is None and self._size <= limits.body_memory_bytes_max:
@@ -293,7 +291,7 @@ class Incoming:
             return
         try:
             if self._spool is None:
-                self._spool = tempfile.TemporaryFile(dir=self._server.spool_directory)  # noqa: SIM115 - lives with the body
+                self._spool = tempfile.TemporaryFile(dir=self._shared.spool_directory)  # noqa: SIM115 - lives with the body
                 self._spool.write(b"".join(self._body))
                 self._body.clear()
             self._spool.write(data)
@@ -301,7 +299,7 @@ class Incoming:
             raise spool_failed(error) from error
 
     def _too_large(self, size: int) -> TooLarge:
-        limit = self._server.limits.body_bytes_max
+        limit = self._shared.limits.body_bytes_max
         return TooLarge(
             f"The body has {size} bytes or more; the limit is {limit} (--body-bytes-max). Send it in several appends.",
             fields={"limit_bytes": limit},

@@ -1,102 +1,57 @@
-"""The way out of a connection: to its socket at once while nothing is queued, else through the transport's buffer.
-
-It knows bytes and their order, and nothing of requests.
-"""
+"""One request and its answer, as a pattern has them (:class:`wayside.server.exchange.Exchange`) on our own server; and what
+its log is told of refusals."""
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import msgspec
+import structlog
 
+from wayside.core.errors import Refusal
 from wayside.core.records import Spool
 from wayside.server.exchange import Memo, Pieces, Request
 from wayside.server.http.head import chunk, identity
 from wayside.server.http.request import ArrivingBody
 from wayside.server.http.websocket import NativeSocket, accept_headers
-from wayside.streams.contract import Reader, Sink
+from wayside.streams.contract import Sink
 
-if TYPE_CHECKING:
-    from wayside.server.http.connection import Connection
-    from wayside.server.http.listener import Server
-
-
-class Outgoing(asyncio.Protocol):
-    """The part of a connection that writes."""
-
-    __slots__ = ("_direct", "_queued", "_send", "_server", "reader", "transport")
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self.transport: asyncio.Transport | None = None
-        self._direct: socket.socket | None = None
-        """The transport's own socket, for sending while nothing is queued in the transport."""
-        self._send: Callable[[bytes], int] = len
-        self._queued = False
-        """Whether the transport may hold bytes that have to go out first."""
-        self.reader: Reader | None = None
-        """The follower that feeds the open response."""
-
-    def write(self, data: bytes) -> None:
-        """Send at once what the socket takes; the rest, and what comes behind it, is queued in the transport."""
-        if self._server.outbox:
-            self._server.flush()
-        self.transmit(data)
-
-    def transmit(self, data: bytes) -> None:
-        """The same, past the answers that wait for the end of the tick."""
-        if self._queued:
-            transport = self.transport
-            if transport is None or transport.get_write_buffer_size():
-                if transport is not None:
-                    transport.write(data)
-                return
-            self._queued = False
-        try:
-            sent = self._send(data)
-        except OSError:  # BlockingIOError; or it is broken, which the transport then sees too, and ends it
-            sent = 0
-        if sent != len(data):
-            self.queue(data, sent)
-
-    @staticmethod
-    def transmit_each(answers: list[tuple[Outgoing, bytes]]) -> None:
-        """:meth:`transmit` for many."""
-        for connection, answer in answers:
-            if connection._queued:
-                connection.transmit(answer)
-                continue
-            try:
-                sent = connection._send(answer)
-            except OSError:
-                sent = 0
-            if sent != len(answer):
-                connection.queue(answer, sent)
-
-    @property
-    def send(self) -> Callable[[bytes], int | None]:
-        return self.write if self._queued else self._send
-
-    def queue(self, data: bytes, sent: int) -> None:
-        """Leave the rest of ``data`` to the transport; from now on nothing may pass it."""
-        self._queued = True
-        if self.reader is not None:
-            self.reader.reroute()
-        if self.transport is not None:
-            self.transport.write(memoryview(data)[sent:])
-
-
+_log = structlog.get_logger("wayside.http")
 _CHUNKED = ("chunked", chunk)
 _IDENTITY = ("identity", identity)
+
+
+class Answering(Protocol):
+    """The connection that a request came on."""
+
+    def respond(
+        self, request: Request | None, status: int, headers: bytes, body: bytes, memo: Memo | None = None
+    ) -> None: ...
+
+    def refuse(self, error: Exception, request: Request | None) -> None:
+        """Answer with a problem document."""
+        ...
+
+    def open(self, request: Request, status: int, headers: bytes, seconds: float | None) -> Sink:
+        """Begin a response without a known length."""
+        ...
+
+    def accept(
+        self, headers: bytes, on_text: Callable[[str], None], on_binary: Callable[[bytes], None] | None
+    ) -> NativeSocket:
+        """Answer a WebSocket handshake."""
+        ...
+
+    def leave(self, body: ArrivingBody) -> None:
+        """A request is about to be answered: if not all of its body has come, the rest is not looked at."""
+        ...
 
 
 class HttpExchange(msgspec.Struct, eq=False):  # a Struct, as one is made for each request
     """See :class:`wayside.server.exchange.Exchange`."""
 
-    _connection: Connection
+    _connection: Answering
     request: Request
     body: bytes | Spool
     on_lost: Callable[[], None] | None = None
@@ -150,3 +105,27 @@ class ArrivingExchange(HttpExchange, eq=False, kw_only=True):
     def refuse(self, error: Exception) -> None:
         self._connection.leave(self.arriving)
         super().refuse(error)
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """An error as a refusal; what was not foreseen is our fault, and is said without its inside."""
+    if isinstance(error, Refusal):
+        return error
+    return Refusal("Something went wrong inside the hub. Its log says what, under this request_id.")
+
+
+def note_refusal(refusal: Refusal, error: Exception, request: Request | None, identity: str) -> None:
+    """Log what an operator wants to know of."""
+    where = {"method": request.method, "path": request.path} if request is not None else {}
+    if not isinstance(error, Refusal):
+        _log.error("request failed", request_id=identity, **where, exc_info=error)
+    elif refusal.status >= 500:
+        _log.warning("request refused", request_id=identity, code=refusal.code, detail=refusal.detail, **where)
+    else:
+        _log.debug("request refused", request_id=identity, code=refusal.code, status=refusal.status, **where)
+
+
+def note_abort(error: Exception) -> None:
+    """A response was cut because its stream could not be read on."""
+    detail = error.detail if isinstance(error, Refusal) else repr(error)
+    _log.warning("response cut", detail=detail, exc_info=None if isinstance(error, Refusal) else error)

@@ -12,8 +12,9 @@ from wayside.core.errors import BadRequest, MethodNotAllowed, NotFound, Refusal
 from wayside.core.globs import Glob, is_glob
 from wayside.core.records import is_reserved, require_path, require_public
 from wayside.groups.registry import Groups
-from wayside.server.exchange import Exchange, Request, member_of, preferred_wait_s
-from wayside.server.http.metrics import Operations
+from wayside.server.exchange import Exchange, Handler, Request, member_of, preferred_wait_s
+from wayside.server.http.head import PREFLIGHT
+from wayside.server.http.operations import Operations
 from wayside.server.patterns import (
     consumer_groups,
     durable_streams,
@@ -34,8 +35,7 @@ from wayside.streams.delayed import Delaying
 from wayside.streams.presence import Presence
 from wayside.webhooks.subscriptions import Subscriptions
 
-Handler = Callable[[Exchange], None]
-Reader = Callable[..., None]
+Read = Callable[..., None]
 """Answers a read: given the exchange, the stream, and ``first``, a position before which nothing is for readers."""
 
 STREAMS = "/v1/stream/"
@@ -47,28 +47,6 @@ CONNECT = "/v1/connect"
 PRESENCE = "/v1/presence/"
 PUBLISH = "/v1/publish"
 UPLOADS = "/v1/upload/"
-METHODS = "GET, HEAD, PUT, POST, PATCH, DELETE, OPTIONS"
-"""Of all that is served."""
-REQUEST_HEADERS = (
-    "Accept, Authorization, Content-Type, Idempotency-Key, If-None-Match, Last-Event-ID, Prefer, Producer-Epoch, Producer-Id, "
-    "Producer-Seq, Stream-Closed, Stream-Durability, Stream-Expires-At, Stream-Fork-Offset, Stream-Fork-Sub-Offset, "
-    "Stream-Forked-From, Stream-Retention-Age, Stream-Retention-Bytes, Stream-Seq, Stream-TTL, "
-    "Tus-Resumable, Upload-Checksum, Upload-Defer-Length, Upload-Length, Upload-Metadata, Upload-Offset, "
-    "Wayside-Callback, Wayside-Delay, Wayside-Key, Wayside-Member, Wayside-Message-Id, Wayside-Priority, Wayside-TTL, X-HTTP-Method-Override, X-Request-Id, X-Requested-With"
-)
-RESPONSE_HEADERS = (
-    "ETag, Location, Preference-Applied, Producer-Epoch, Producer-Expected-Seq, Producer-Received-Seq, Producer-Seq, "
-    "Retry-After, Stream-Bytes, Stream-Closed, Stream-Cursor, Stream-Durability, Stream-Earliest-Offset, "
-    "Stream-Expires-At, Stream-Next-Offset, Stream-Retention-Age, Stream-Retention-Bytes, Stream-SSE-Data-Encoding, "
-    "Stream-TTL, Stream-Up-To-Date, Tus-Checksum-Algorithm, Tus-Extension, Tus-Max-Size, Tus-Resumable, Tus-Version, "
-    "Upload-Defer-Length, Upload-Expires, Upload-Length, Upload-Metadata, Upload-Offset, Wayside-Call, Wayside-Due, Wayside-Duplicate, Wayside-Stream, "
-    "X-Request-Id"
-)
-CORS = b"Access-Control-Allow-Origin: *\r\nAccess-Control-Expose-Headers: %b\r\n" % RESPONSE_HEADERS.encode()
-PREFLIGHT = (
-    b"Access-Control-Allow-Methods: %b\r\nAccess-Control-Allow-Headers: %b\r\nAccess-Control-Max-Age: 86400\r\n"
-    % (METHODS.encode(), REQUEST_HEADERS.encode())
-)
 
 
 class Routes:
@@ -175,7 +153,7 @@ class Routes:
         if request.method == "POST" and name:
             events = None
             if _accepts_events(request.headers.get("accept", "")):
-                events = partial(_events, self._log, first=1)
+                events = partial(_events, self._log)
             return lambda exchange: request_reply.call_service(exchange, calls, name, prefix + CALLS, events)
         if request.method != "GET":
             raise _not_allowed(request, _allowed(request.path))
@@ -202,20 +180,20 @@ class Routes:
         if read is None:
             return lambda exchange: request_reply.read_status(exchange, calls, identity, wait_s, result=bool(rest))
         reader = read
-        return lambda exchange: request_reply.with_stream(exchange, calls, identity, partial(reader, first=1))
+        return lambda exchange: request_reply.with_stream(exchange, calls, identity, reader)
 
     def _group(self, request: Request, name: str, base: str) -> Handler:
         groups = self._groups
         name, _, action = name.partition("/")
-        if action and action not in GROUP_ACTIONS:
+        if action and action not in consumer_groups.ACTIONS:
             raise NotFound(
-                f"A group has {', '.join(f'/{each}' for each in GROUP_ACTIONS)}, and nothing at /{action[:80]}.",
+                f"A group has {', '.join(f'/{each}' for each in consumer_groups.ACTIONS)}, and nothing at /{action[:80]}.",
                 code="not-found",
             )
         if request.method not in _allowed(request.path).split(", "):
             raise _not_allowed(request, _allowed(request.path))
         if action:
-            act = GROUP_ACTIONS[action][1]
+            act = consumer_groups.ACTIONS[action][1]
             return lambda exchange: act(exchange, groups, name)
         if not name:
             return lambda exchange: consumer_groups.list_groups(exchange, groups)
@@ -281,7 +259,7 @@ class Routes:
         reader = read
         return lambda exchange: presence.events(exchange, there, path, reader)
 
-    def _reader(self, request: Request, *, as_stream: bool) -> Reader | None:
+    def _reader(self, request: Request, *, as_stream: bool) -> Read | None:
         """What reads a stream as the headers choose; None where they choose nothing, and it is no stream to read."""
         log = self._log
         headers = request.headers
@@ -327,8 +305,6 @@ def _one_offset(request: Request) -> None:
         )
 
 
-GROUP_ACTIONS = dict(sorted({**consumer_groups.CLAIM_ACTIONS, **consumer_groups.ACTIONS}.items()))
-"""What is below a group: its method, and what answers it."""
 _ALLOW = (
     (STREAMS, "GET", "GET, HEAD, PUT, POST, DELETE"),
     (SERVICES, "GET", "GET, POST"),
@@ -344,8 +320,8 @@ _ALLOW = (
 
 def _allowed(path: str) -> str:
     """Methods of what is at a path, as ``Allow`` has them."""
-    if path.startswith(GROUPS) and (action := path[len(GROUPS) :].partition("/")[2]) in GROUP_ACTIONS:
-        return f"{GROUP_ACTIONS[action][0]}, OPTIONS"
+    if path.startswith(GROUPS) and (action := path[len(GROUPS) :].partition("/")[2]) in consumer_groups.ACTIONS:
+        return f"{consumer_groups.ACTIONS[action][0]}, OPTIONS"
     if path.startswith(STREAMS + durable_streams.CONTROL):
         return durable_streams.allowed(path[len(STREAMS) :])
     for start, root, below in _ALLOW:

@@ -4,20 +4,18 @@ frames out, made once for all who share them."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from websockets.exceptions import InvalidHeaderValue
 from websockets.frames import Close, Frame, Opcode
-from websockets.protocol import Protocol, Side, State
+from websockets.protocol import Protocol as WebSocketProtocol
+from websockets.protocol import Side, State
 from websockets.utils import accept_key, apply_mask
 
 from wayside.core.errors import BadRequest
 from wayside.core.limits import Limits
 from wayside.server.exchange import Request
 from wayside.streams.contract import Reader
-
-if TYPE_CHECKING:
-    from wayside.server.http.connection import Connection
 
 CLOSE_WAIT_S = 5.0
 
@@ -65,8 +63,34 @@ class NativeFrames:
 _frames = NativeFrames()
 
 
+class Carrier(Protocol):
+    """The connection that a WebSocket is on."""
+
+    paused: bool
+    reader: Reader | None
+
+    @property
+    def send(self) -> Callable[[bytes], int | None]: ...
+
+    def write(self, data: bytes) -> None: ...
+
+    def queue(self, data: bytes, sent: int) -> None: ...
+
+    def attach(self, reader: Reader) -> None: ...
+
+    def close(self) -> None:
+        """Close when what is written has gone out."""
+        ...
+
+    def close_within(self, seconds: float) -> None:
+        """Let the client close first, for so long."""
+        ...
+
+    def abort(self, error: Exception) -> None: ...
+
+
 class NativeSocket:
-    """An accepted WebSocket on a :class:`Connection`."""
+    """An accepted WebSocket on a connection of our own server."""
 
     __slots__ = (
         "_binary_max",
@@ -85,7 +109,7 @@ class NativeSocket:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Carrier,
         on_text: Callable[[str], None],
         on_binary: Callable[[bytes], None] | None,
         limits: Limits,
@@ -96,7 +120,7 @@ class NativeSocket:
         """None: binary messages are not kept."""
         size = limits.body_bytes_max if on_binary is not None else limits.body_memory_bytes_max
         self._binary_max = size
-        self._protocol = Protocol(Side.SERVER, state=State.OPEN, max_size=size)
+        self._protocol = WebSocketProtocol(Side.SERVER, state=State.OPEN, max_size=size)
         self._held: list[bytes] = []
         """The beginning of a frame whose rest is to come."""
         self._missing = 0
@@ -219,6 +243,3 @@ class NativeSocket:
 
     def abort(self, error: Exception) -> None:
         self._connection.abort(error)
-
-
-__all__ = ["NativeFrames", "NativeSocket", "accept_headers"]

@@ -1,5 +1,5 @@
 """Groups over HTTP: made, looked at, changed and deleted at ``/v1/group/NAME``; what is known of a record; dead records
-and their way back. What members do is in :mod:`wayside.server.patterns.consumer_groups`."""
+and their way back. Members that hold no connection claim records, and ack them by the lease that those came with."""
 
 from __future__ import annotations
 
@@ -24,17 +24,37 @@ from wayside.groups.reading import identity_of
 from wayside.groups.registry import Groups
 from wayside.groups.state import Member
 from wayside.link.frames import Ack, Extend, Nack, Part, Publish, Settled, Settlement
-from wayside.server.channels import require_member
-from wayside.server.exchange import Exchange, json_body, limit_of, preferred_wait_s, quote_header
+from wayside.server.exchange import (
+    JSON_HEAD,
+    Exchange,
+    json_body,
+    limit_of,
+    preferred_wait_s,
+    quote_header,
+    require_member,
+)
 from wayside.streams.contract import StreamView
 
-GROUPS_URL = "/v1/group/"
 BODY_BYTES_MAX = 1024 * 1024
 """Of a request about a group."""
 
-_JSON = b"Content-Type: application/json\r\nCache-Control: no-store\r\n"
+CLAIM_MAX = 1000
+"""Records of one claim."""
+CLAIM_BYTES_MAX = 64 * 1024
+"""Of the request for it."""
+SETTLED_MAX = 10_000
+"""Records that one request names."""
+DISK_S, DISK_LOOK_S = 1.0, 0.005
+"""For how long a claim whose time is over waits for what is being read or committed for it, and how often it looks."""
+YEAR_S = 366 * 86_400
+
 _tasks: set[asyncio.Task[None]] = set()
 """Answers that are read from the disk."""
+
+
+# -- bodies
+
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=YEAR_S)]
 
 
 class _Spec(GroupSpec, frozen=True, forbid_unknown_fields=True):
@@ -53,8 +73,56 @@ class _Seek(msgspec.Struct, forbid_unknown_fields=True):
     streams: list[str] | str = []
 
 
+class _Claim(msgspec.Struct, forbid_unknown_fields=True):
+    max: Annotated[int, msgspec.Meta(ge=1, le=CLAIM_MAX)] = 1
+    wait: _Seconds | None = None
+    member: str = ""
+
+
+class _Mark(msgspec.Struct, forbid_unknown_fields=True, rename={"first": "from", "last": "to"}, kw_only=True):
+    """A record by the offset after it, or neighbours by those after the first and after the last."""
+
+    stream: str
+    lease: int
+    offset: str = ""
+    first: str = ""
+    last: str = ""
+
+
+class _Nack(_Mark, kw_only=True):
+    delay: _Seconds | None = None
+    reason: str = ""
+    kind: Literal["failed", "released", "rejected"] = "failed"
+
+
+class _Extend(_Mark, kw_only=True):
+    seconds: _Seconds = 0.0
+
+
+class _Publish(msgspec.Struct, forbid_unknown_fields=True, rename={"base_64": "base64"}):
+    stream: str
+    data: msgspec.Raw = msgspec.Raw()
+    text: str | None = None
+    base_64: str | None = None
+    headers: dict[str, str] = {}
+    id: str = ""
+    key: str = ""
+    ttl: _Seconds = 0.0
+
+
+class _Settle(msgspec.Struct, forbid_unknown_fields=True):
+    member: str = ""
+    acks: list[_Mark] = []
+    nacks: list[_Nack] = []
+    extends: list[_Extend] = []
+    publish: list[_Publish] = []
+
+
+# -- answers
+
+
 def _answer(exchange: Exchange, document: Any, status: int = 200, head: bytes = b"") -> None:
-    exchange.respond(status, _JSON + head, msgspec.json.encode(document))
+    exchange.respond(status, JSON_HEAD + head, msgspec.json.encode(document))
 
 
 def _told(exchange: Exchange, then: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -224,75 +292,6 @@ def redrive(exchange: Exchange, groups: Groups, name: str) -> None:
     group.redrive(chosen, _told(exchange, lambda count: _answer(exchange, {"redriven": count})))
 
 
-ACTIONS: dict[str, tuple[str, Callable[[Exchange, Groups, str], None]]] = {
-    "dead": ("GET", dead),
-    "pause": ("POST", partial(pause, paused=True)),
-    "receipts": ("GET", receipts),
-    "redrive": ("POST", redrive),
-    "resume": ("POST", partial(pause, paused=False)),
-    "seek": ("POST", seek),
-}
-"""What is below a group: its method, and what answers it."""
-
-
-CLAIM_MAX = 1000
-"""Records of one claim."""
-CLAIM_BYTES_MAX = 64 * 1024
-"""Of the request for it."""
-SETTLED_MAX = 10_000
-"""Records that one request names."""
-DISK_S, DISK_LOOK_S = 1.0, 0.005
-"""For how long a claim whose time is over waits for what is being read or committed for it, and how often it looks."""
-YEAR_S = 366 * 86_400
-
-_Seconds = Annotated[float, msgspec.Meta(ge=0, le=YEAR_S)]
-
-
-class _Claim(msgspec.Struct, forbid_unknown_fields=True):
-    max: Annotated[int, msgspec.Meta(ge=1, le=CLAIM_MAX)] = 1
-    wait: _Seconds | None = None
-    member: str = ""
-
-
-class _Mark(msgspec.Struct, forbid_unknown_fields=True, rename={"first": "from", "last": "to"}, kw_only=True):
-    """A record by the offset after it, or neighbours by those after the first and after the last."""
-
-    stream: str
-    lease: int
-    offset: str = ""
-    first: str = ""
-    last: str = ""
-
-
-class _Nack(_Mark, kw_only=True):
-    delay: _Seconds | None = None
-    reason: str = ""
-    kind: Literal["failed", "released", "rejected"] = "failed"
-
-
-class _Extend(_Mark, kw_only=True):
-    seconds: _Seconds = 0.0
-
-
-class _Publish(msgspec.Struct, forbid_unknown_fields=True, rename={"base_64": "base64"}):
-    stream: str
-    data: msgspec.Raw = msgspec.Raw()
-    text: str | None = None
-    base_64: str | None = None
-    headers: dict[str, str] = {}
-    id: str = ""
-    key: str = ""
-    ttl: _Seconds = 0.0
-
-
-class _Settle(msgspec.Struct, forbid_unknown_fields=True):
-    member: str = ""
-    acks: list[_Mark] = []
-    nacks: list[_Nack] = []
-    extends: list[_Extend] = []
-    publish: list[_Publish] = []
-
-
 # -- claiming
 
 
@@ -362,7 +361,7 @@ class _Claiming:
 
     def _answer(self, lease: int | None, seconds: float, records: list[dict[str, Any]]) -> None:
         document = {"lease": lease, "lease_s": seconds, "member": self._member.name, "records": records}
-        self._exchange.respond(200, _JSON + self._applied, msgspec.json.encode(document))
+        self._exchange.respond(200, JSON_HEAD + self._applied, msgspec.json.encode(document))
 
 
 def _records(part: Part) -> list[dict[str, Any]]:
@@ -491,7 +490,7 @@ class _Settling:
         if self.refused:
             self.refuse(result)
         else:
-            self._exchange.respond(200, _JSON, msgspec.json.encode(self._document(result)))
+            self._exchange.respond(200, JSON_HEAD, msgspec.json.encode(self._document(result)))
 
     def refuse(self, settled: Settled) -> None:
         """Answer that some, or with ``publish`` all, was not taken."""
@@ -540,8 +539,14 @@ def _publish(groups: Groups, item: _Publish, number: int) -> Publish:
     return Publish(item.stream, [data], metas)
 
 
-CLAIM_ACTIONS: dict[str, tuple[str, Callable[[Exchange, Groups, str], None]]] = {
+ACTIONS: dict[str, tuple[str, Callable[[Exchange, Groups, str], None]]] = {
     "ack": ("POST", ack),
     "claim": ("POST", claim),
+    "dead": ("GET", dead),
+    "pause": ("POST", partial(pause, paused=True)),
+    "receipts": ("GET", receipts),
+    "redrive": ("POST", redrive),
+    "resume": ("POST", partial(pause, paused=False)),
+    "seek": ("POST", seek),
 }
 """What is below a group: its method, and what answers it."""

@@ -15,7 +15,7 @@ import msgspec
 
 from wayside.core.errors import BadRequest, MethodNotAllowed, NotFound, Refusal
 from wayside.core.records import require_size
-from wayside.server.exchange import Exchange, Request, origin_of
+from wayside.server.exchange import JSON_HEAD, Exchange, Handler, Request, origin_of
 from wayside.webhooks.subscription import Config, Kind, Subscription, refused
 from wayside.webhooks.subscriptions import Confirmed, Subscriptions, Work
 from wayside.webhooks.wakes import SUBSCRIPTIONS
@@ -31,11 +31,9 @@ BODY_BYTES_MAX = 1024 * 1024
 """Of a request; its lists of streams and of acks are short."""
 WORKER_CHARACTERS_MAX = 256
 
-_JSON = b"Content-Type: application/json\r\nCache-Control: no-store\r\n"
 _KEY_SET = b"Content-Type: application/jwk-set+json\r\nCache-Control: public, max-age=300\r\n"
 
 T = TypeVar("T")
-Handler = Callable[[Exchange], None]
 Action = Callable[[Exchange, Subscriptions, str, str], None]
 """Given the subscription's id, and the URL below which streams are."""
 
@@ -61,7 +59,7 @@ class _Streams(msgspec.Struct):
     streams: list[str]
 
 
-class _Claim(msgspec.Struct):
+class _Claimant(msgspec.Struct):
     worker: str
 
 
@@ -120,7 +118,7 @@ def _refuse(exchange: Exchange, error: Exception) -> None:
     if not isinstance(error, Refusal):
         exchange.refuse(error)
         return
-    head = _JSON + b"".join(f"{name}: {value}\r\n".encode("latin-1") for name, value in error.headers.items())
+    head = JSON_HEAD + b"".join(f"{name}: {value}\r\n".encode("latin-1") for name, value in error.headers.items())
     exchange.respond(error.status, head, msgspec.json.encode(error.problem()))
 
 
@@ -129,7 +127,7 @@ def _answer(exchange: Exchange, result: Any) -> None:
     if isinstance(result, Exception):
         _refuse(exchange, result)
     elif isinstance(result, dict):
-        exchange.respond(200, _JSON, msgspec.json.encode(result))
+        exchange.respond(200, JSON_HEAD, msgspec.json.encode(result))
     else:
         exchange.respond(204, b"")
 
@@ -163,7 +161,7 @@ def _tell(exchange: Exchange, subscriptions: Subscriptions, base: str, status: i
             _refuse(exchange, keys)
         else:
             document = _document(state, base, keys.kid if state.config.url else None)
-            exchange.respond(status, _JSON, msgspec.json.encode(document))
+            exchange.respond(status, JSON_HEAD, msgspec.json.encode(document))
 
     subscriptions.with_keys(known)
 
@@ -202,7 +200,7 @@ def _unlink(path: str, exchange: Exchange, subscriptions: Subscriptions, identit
 
 
 def _claim(exchange: Exchange, subscriptions: Subscriptions, identity: str, _base: str) -> None:
-    worker = _body(exchange, _Claim).worker
+    worker = _body(exchange, _Claimant).worker
     if not 0 < len(worker) <= WORKER_CHARACTERS_MAX:
         raise refused("INVALID_REQUEST", f"worker is a name of 1 to {WORKER_CHARACTERS_MAX} characters.")
     subscriptions.claim(identity, worker, partial(_answer, exchange))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from wayside.core.errors import BadRequest, MethodNotAllowed
 from wayside.core.globs import Glob
-from wayside.server.exchange import Exchange, Request, member_of
+from wayside.server.exchange import Exchange, Request, member_of, once_there
 from wayside.streams.contract import Log, StreamView
 
 Then = Callable[[Exchange, StreamView], None]
@@ -27,23 +28,4 @@ def require_read(request: Request, glob: str) -> None:
 
 def with_union(exchange: Exchange, log: Log, glob: Glob, then: Then) -> None:
     """Go on with all streams that ``glob`` matches, once it is known where they are."""
-    gone = False
-
-    def leave() -> None:
-        nonlocal gone
-        gone = True
-
-    def go(result: StreamView | Exception) -> None:
-        if gone:  # a follower that began now would never be stopped
-            return
-        exchange.on_lost = None
-        if isinstance(result, Exception):
-            exchange.refuse(result)
-            return
-        try:
-            then(exchange, result)
-        except Exception as error:
-            exchange.refuse(error)
-
-    exchange.on_lost = leave
-    log.union(glob, go)
+    once_there(exchange, partial(log.union, glob), partial(then, exchange))

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
+from wayside.core.policies import Policy
 from wayside.server.exchange import (
     Exchange,
     HeldRead,
@@ -42,35 +43,34 @@ def read(
     else:
         seconds = min(wait_s, log.limits.wait_s_max)
         applied = b"Preference-Applied: wait=%d\r\n" % seconds
-    poll = _Poll(exchange, log, stream, position, policy, stay, applied=applied, cursor=request.one("cursor"))
+    kept = not applied and stay is None
+    give = partial(_answer, exchange, log, stream, position, policy, applied, request.one("cursor"), kept)
     if position < stream.tail or stream.closed or seconds <= 0:
-        poll.answer()
+        give()
     else:
-        poll.wait(seconds)
+        HeldRead(exchange, stream, position, give).wait(seconds, stay.hold(PATTERN) if stay is not None else None)
 
 
-class _Poll(HeldRead):
-    __slots__ = ("_applied", "_cursor")
-
-    pattern = PATTERN
-
-    def __init__(self, *read: Any, applied: bytes, cursor: str | None) -> None:
-        super().__init__(*read)
-        self._applied = applied
-        self._cursor = cursor
-
-    def answer(self) -> None:
-        """What there is now; 204 where there is nothing."""
-        stream = self.stream
-        data = stream.tail > self.position
-        head = self._applied + head_fields(
-            stream,
-            stream.tail,
-            etag=etag_of(stream, self.position) if data else None,
-            cache=cache_control(True) if data and not self._applied and self.stay is None else b"no-store",
-            cursor=None if stream.closed and not data else str(cursor_after(self._cursor)),
-        )
-        if data:
-            answer(self.exchange, self.log, stream, self.position, head, PATTERN, self.policy)
-        else:
-            self.exchange.respond(204, head)
+def _answer(
+    exchange: Exchange,
+    log: Log,
+    stream: StreamView,
+    position: int,
+    policy: Policy | None,
+    applied: bytes,
+    cursor: str | None,
+    kept: bool,
+) -> None:
+    """What there is now, which caches may keep where it is ``kept``; 204 where there is nothing."""
+    data = stream.tail > position
+    head = applied + head_fields(
+        stream,
+        stream.tail,
+        etag=etag_of(stream, position) if data else None,
+        cache=cache_control(True) if data and kept else b"no-store",
+        cursor=None if stream.closed and not data else str(cursor_after(cursor)),
+    )
+    if data:
+        answer(exchange, log, stream, position, head, PATTERN, policy)
+    else:
+        exchange.respond(204, head)

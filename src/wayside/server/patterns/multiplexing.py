@@ -10,47 +10,50 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
-from wayside.calls.call import CallState, ServiceCall
-from wayside.calls.ledger import call_path, no_such_call
 from wayside.calls.services import Calls
 from wayside.calls.workers import Leases
 from wayside.core.callbacks import guarded, report
 from wayside.core.codecs import Payload
 from wayside.core.errors import BadRequest, Overloaded, Refusal, Unsupported
 from wayside.core.globs import Glob, is_glob
+from wayside.core.limits import Limits
+from wayside.core.metadata import rfc3339
 from wayside.core.policies import policy_of
-from wayside.core.records import Offset, is_reserved, require_public, require_size
+from wayside.core.records import (
+    Append,
+    Appended,
+    Producer,
+    StreamConfig,
+    is_reserved,
+    require_public,
+    require_size,
+    start_position,
+)
 from wayside.groups.registry import Groups
 from wayside.link import frames as f
+from wayside.server.call_streams import CallStream, open_call_stream
 from wayside.server.channels import (
     ENCODING,
     ChannelCall,
     ChannelExchange,
     ChannelFollower,
     ChannelMember,
-    SocketWire,
-    Wire,
-    WorkerSide,
-    member_of,
+    ChannelWorker,
     problem_of,
-    publish,
 )
-from wayside.server.exchange import Exchange, Request, parse_query, unquote_path
+from wayside.server.exchange import Exchange, Handler, Request, parse_query, unquote_path
 from wayside.streams.contract import Log, StreamView
-from wayside.streams.delayed import Delaying
+from wayside.streams.delayed import Delaying, Held
 from wayside.streams.presence import PRESENCE, Presence
-
-__all__ = ["Connections", "Peer"]
 
 PATTERN = "multiplexing"
 OWED_BYTES_MAX = 256 * 1024
 """More does not wait for the end of the turn: then it is known whether the client takes it."""
 HELD_FRAMES_MAX = 100_000
-Handler = Callable[[Exchange], None]
 
 
 class Connections:
@@ -110,22 +113,54 @@ def _nothing(_request: Request) -> Handler:
     raise Unsupported("This hub answers no requests here.")
 
 
-class Peer(WorkerSide):
-    """One client. To its connection it is the reader that feeds it; to :class:`~wayside.calls.services.Calls` the way to a
-    worker."""
+class Wire(Protocol):
+    """Where the frames for a client go."""
+
+    def send(self, frames: list[Any]) -> None: ...
+
+    def ping(self) -> None:
+        """Keep an idle connection open."""
+
+    def close(self, code: int, reason: str) -> None: ...
+
+
+class SocketWire:
+    """A WebSocket as a :class:`Wire`."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, socket: Any) -> None:
+        self._socket = socket
+
+    def send(self, frames: list[Any]) -> None:
+        made = self._socket.frames
+        self._socket.write(made.join([made.binary(f.encode(frames))]))
+
+    def ping(self) -> None:
+        made = self._socket.frames
+        if made.ping is not None:
+            self._socket.write(made.join([made.ping]))
+
+    def close(self, code: int, reason: str) -> None:
+        self._socket.close(code, reason)
+
+
+class Peer:
+    """One client. To its connection it is the reader that feeds it; to what is on its channels, the way out."""
 
     credit: int | None = None
     until: int | None = None
     at = 0
 
     def __init__(self, connections: Connections) -> None:
-        super().__init__(connections.calls, connections.leases)
         self._connections = connections
+        self._calls = connections.calls
         self._log = connections.log
         self._wire: Wire | None = None
         self._out: list[Any] = []
         self._channels: dict[int, Any] = {}
-        """A call, a follower or a request."""
+        """A call, a follower, a request or a member."""
+        self._working = ChannelWorker(self, connections.calls, connections.leases)
         self._held: list[Any] = []
         """Frames that came while the client did not read."""
         self._owed = 0
@@ -169,12 +204,17 @@ class Peer(WorkerSide):
             if self._wire is None:
                 return
             try:
-                _TAKES[type(frame)](self, frame)
+                kind = type(frame)
+                take = _TAKES.get(kind)
+                if take is not None:
+                    take(self, frame)
+                else:
+                    _OF_WORKERS[kind](self._working, frame)
             except Refusal as refusal:
-                self._put(f.ErrorFrame(frame.channel, refusal.problem()))
+                self.put(f.ErrorFrame(frame.channel, refusal.problem()))
             except Exception as error:
                 report(error, frame)
-                self._put(f.ErrorFrame(frame.channel, Refusal("Something went wrong inside the hub.").problem()))
+                self.put(f.ErrorFrame(frame.channel, Refusal("Something went wrong inside the hub.").problem()))
 
     def _open(self, channel: int) -> None:
         if channel in self._channels:
@@ -213,45 +253,12 @@ class Peer(WorkerSide):
         entry = self._channels[channel] = ChannelCall(self, channel, calls.abandon)
         try:
             if frame.submitted or request.key:
-                calls.submit(request, partial(self._submitted, entry, frame.submitted))
+                calls.submit(request, partial(entry.submitted, frame.submitted))
             else:
                 entry.call = calls.call(request, entry)
         except Exception:
             self._channels.pop(channel, None)
             raise
-
-    def _submitted(self, entry: ChannelCall, told: bool, result: Any) -> None:
-        channel = entry.channel
-        if self._channels.get(channel) is not entry:
-            return  # the client has left it
-        if isinstance(result, Exception):
-            self._channels.pop(channel, None)
-            self._put(f.ErrorFrame(channel, problem_of(result)))
-            self.settle()
-            return
-        call: ServiceCall = result
-        entry.call = call
-        if told:
-            self._put(f.AcceptedFrame(channel, call.id))
-        if call.final:
-            self.answer(entry, call)
-        else:
-            call.waiters.append(entry)
-            self.settle()
-
-    def answer(self, entry: ChannelCall, call: ServiceCall) -> None:
-        """A call has ended: a client that has left its channel is not told."""
-        channel = entry.channel
-        if self._wire is None or self._channels.get(channel) is not entry:
-            return
-        del self._channels[channel]
-        if call.state is CallState.DONE:
-            payload = call.result
-            assert payload is not None
-            self._put(f.ResultFrame(channel, payload.data, payload.content_type), len(payload.data))
-        else:
-            self._put(f.ErrorFrame(channel, {**(call.error or {}), "call": call.id}))
-        self.settle()
 
     def _leave(self, frame: f.LeaveFrame) -> None:
         entry = self._channels.pop(frame.channel, None)
@@ -265,48 +272,51 @@ class Peer(WorkerSide):
         require_size(sum(map(len, texts)), self._log.limits.header_bytes_max, "What is beside the body")
 
     def _publish(self, frame: f.PublishFrame) -> None:
-        publish(frame, self._log, self._connections.delaying, self._put)
+        _publish(frame, self._log, self._connections.delaying, self.put)
 
     def _follow(self, frame: f.FollowFrame) -> None:
-        self._open(frame.channel)
-        sink = self._channels[frame.channel] = ChannelFollower(self, frame.channel)
-        call = self._calls.ledger.known(frame.stream) if frame.call else None
-        if call is not None:
-            self._calls.ledger.stream(call, lambda _result: self._begin(frame, sink))
-        elif is_glob(frame.stream) and not frame.call:
-            try:
-                self._log.union(Glob(frame.stream), partial(self._begin, frame, sink))
-            except Exception:
-                self._channels.pop(frame.channel, None)
-                raise
-        else:
-            self._begin(frame, sink)
+        channel = frame.channel
+        self._open(channel)
+        sink = self._channels[channel] = ChannelFollower(self, channel)
+        begin = partial(self._begin, frame, sink)
+        try:
+            if frame.call:
+                open_call_stream(self._calls, frame.stream, begin)
+            elif is_glob(frame.stream):
+                self._log.union(Glob(frame.stream), begin)
+            else:
+                begin(self._stream(frame.stream))
+        except Exception:
+            self._channels.pop(channel, None)
+            raise
 
-    def _begin(self, frame: f.FollowFrame, sink: ChannelFollower, union: StreamView | Exception | None = None) -> None:
-        """There is a stream to follow, if there is one at all; of a glob it is given."""
-        channel, offset = frame.channel, frame.offset
+    def _begin(self, frame: f.FollowFrame, sink: ChannelFollower, found: StreamView | CallStream | Exception) -> None:
+        """There is a stream to follow, if there is one at all."""
+        channel = frame.channel
         if self._channels.get(channel) is not sink:
             return
         try:
-            stream = self._stream(frame, union)
-            position = (
-                stream.start
-                if offset == "-1"
-                else stream.tail
-                if offset == "now"
-                else stream.resolve(Offset.parse(offset))
-            )
-            terms = self._terms(frame.options, stream)
+            if isinstance(found, Exception):
+                raise found
+            stream, first = found if isinstance(found, CallStream) else (found, found.start)
+            position = max(first, start_position(stream, frame.offset))
+            terms = self._terms(frame, stream)
         except Exception as error:
             self._channels.pop(channel)
-            self._put(f.ErrorFrame(channel, problem_of(error)))
+            self.put(f.ErrorFrame(channel, problem_of(error)))
             return
-        position = max(position, 1 if frame.call else 0)  # the request itself is not for readers
-        self._put(f.FollowingFrame(channel, stream.config.content_type, str(stream.offset(position))))
+        self.put(f.FollowingFrame(channel, stream.config.content_type, str(stream.offset(position))))
         self._log.follow(stream, position, ENCODING, sink, PATTERN, credit=frame.credit, **terms)
 
-    def _terms(self, options: f.FollowOptions | None, stream: StreamView) -> dict[str, Any]:
+    def _stream(self, path: str) -> StreamView:
+        if path.startswith(PRESENCE):
+            return self._connections.presence.events(path[len(PRESENCE) :])
+        require_public(path)
+        return self._log.find(path)
+
+    def _terms(self, frame: f.FollowFrame, stream: StreamView) -> dict[str, Any]:
         """The policy of a follower, and its presence."""
+        options = frame.options
         if options is None:
             return {}
         interval, lag = (str(number) if number else None for number in (options.interval_s, options.lag))
@@ -316,28 +326,13 @@ class Peer(WorkerSide):
         until = stream.tail if options.whole else None
         if not options.member:
             return {"policy": policy, "until": until}
+        if is_glob(frame.stream):
+            raise BadRequest(f"Presence is of one stream, and {frame.stream!r} is a glob.", code="glob-member")
         if is_reserved(stream.path):
             raise BadRequest("Presence is of streams, and not of calls or of presence itself.", code="member-invalid")
         stay = self._connections.presence.stay(stream.path, options.member)
         stay.renew(PATTERN)
         return {"policy": policy, "until": until, "ended": stay.hold(PATTERN)}
-
-    def _stream(self, frame: f.FollowFrame, union: StreamView | Exception | None) -> StreamView:
-        if isinstance(union, Exception):
-            raise union
-        if union is not None:
-            if frame.options is not None and frame.options.member:
-                raise BadRequest(f"Presence is of one stream, and {frame.stream!r} is a glob.", code="glob-member")
-            return union
-        if not frame.call:
-            if frame.stream.startswith(PRESENCE):
-                return self._connections.presence.events(frame.stream[len(PRESENCE) :])
-            require_public(frame.stream)
-            return self._log.find(frame.stream)
-        try:
-            return self._log.find(call_path(frame.stream))
-        except Refusal as refusal:
-            raise no_such_call(frame.stream) from refusal
 
     def _credit(self, frame: f.CreditFrame) -> None:
         entry = self._channels.get(frame.channel)
@@ -353,11 +348,11 @@ class Peer(WorkerSide):
         self._channels[frame.channel] = ChannelMember(self, frame, self._connections.groups)
 
     def _settle(self, frame: f.SettleFrame) -> None:
-        member_of(self._channels.get(frame.channel)).settle(frame)
+        _member_of(self._channels.get(frame.channel)).settle(frame)
 
     def _rest(self, frame: f.RestFrame) -> None:
         entry = self._channels.get(frame.channel)
-        entry.rest() if isinstance(entry, ChannelMember) else self.take_rest(frame)
+        entry.rest() if isinstance(entry, ChannelMember) else self._working.take_rest(frame)
 
     def _request(self, frame: f.RequestFrame) -> None:
         self._open(frame.channel)
@@ -373,15 +368,13 @@ class Peer(WorkerSide):
 
     # -- frames out
 
-    def _put(self, frame: Any, size: int = 0) -> None:
+    def put(self, frame: Any, size: int = 0) -> None:
         if not self._out:
             asyncio.get_running_loop().call_soon(self._flush)
         self._out.append(frame)
         self._owed += size
         if self._owed > OWED_BYTES_MAX:
             self._flush()
-
-    put = _put
 
     def _flush(self) -> None:
         out, self._out = self._out, []
@@ -426,8 +419,9 @@ class Peer(WorkerSide):
     def finish(self, reason: str) -> None:
         """The hub stops: followers are told where to resume, calls under way are answered, then it closes."""
         self._draining = True
-        if self.worker is not None:
-            self.worker.stopping = True
+        worker = self._working.worker
+        if worker is not None:
+            worker.stopping = True
         for entry in list(self._channels.values()):
             if isinstance(entry, ChannelFollower) and entry.reader is not None:
                 entry.reader.finish(reason)
@@ -445,7 +439,8 @@ class Peer(WorkerSide):
                 for e in self._channels.values()
                 if not isinstance(e, ChannelMember) and not (isinstance(e, ChannelCall) and e.lasts)
             ]
-            held = self.worker is not None and any(not call.durable for call in self.worker.held.values())
+            worker = self._working.worker
+            held = worker is not None and any(not call.durable for call in worker.held.values())
             if not waiting and not held:
                 asyncio.get_running_loop().call_soon(self._close)
 
@@ -459,10 +454,53 @@ class Peer(WorkerSide):
         self._connections.peers.discard(self)
         self._wire = None
         self._held.clear()
-        self.detach()  # first: what ends now gives its places to others
+        self._working.stop()  # first: what ends now gives its places to others
         channels, self._channels = self._channels, {}
         for entry in channels.values():
             guarded(entry.stop)
+
+
+def _append_of(frame: f.PublishFrame, config: StreamConfig, limits: Limits) -> Append:
+    """What a client publishes, as an append to a stream of this kind."""
+    records = frame.records
+    kind = frame.content_type or config.content_type
+    producer = Producer(*frame.producer) if frame.producer else None
+    if config.is_json:
+        return Append(b"[%b]" % b",".join(records), kind, producer=producer)
+    if len(records) == 1:
+        return Append(records[0], kind, producer=producer)
+    if not all(records) or len(records) > limits.append_records_max:
+        raise BadRequest("Publish records that are not empty, and not too many.", code="empty-append")
+    return Append(b"", kind, producer=producer, records=records)
+
+
+def _publish(frame: f.PublishFrame, log: Log, delaying: Delaying, put: Callable[[Any], None]) -> None:
+    """Append what a client publishes, and have it answered. Raises at once what can be known now."""
+    path = frame.stream
+    require_public(path)
+    append = _append_of(frame, log.find(path).config, log.limits)
+
+    def done(result: Appended | Held | Exception) -> None:
+        if isinstance(result, Exception):
+            put(f.ErrorFrame(frame.channel, problem_of(result)))
+        elif isinstance(result, Held):
+            put(f.PublishedFrame(frame.channel, "", result.duplicate, rfc3339(result.due_ms)))
+        else:
+            put(f.PublishedFrame(frame.channel, str(result.offset), result.duplicate))
+
+    if frame.said is not None:
+        append.meta = delaying.meta(frame.said)
+        if frame.said.delay_s:
+            delaying.append_later(path, append, frame.said.delay_s, done)
+            return
+    log.append(path, append, done)
+
+
+def _member_of(entry: object) -> ChannelMember:
+    """What is on a channel, as a member of a group. Raises :class:`BadRequest` where it is none."""
+    if not isinstance(entry, ChannelMember):
+        raise BadRequest("Join the group first: this channel is no member of one.", code="not-a-member")
+    return entry
 
 
 _TAKES: dict[type, Callable[[Peer, Any], None]] = {
@@ -474,9 +512,11 @@ _TAKES: dict[type, Callable[[Peer, Any], None]] = {
     f.RequestFrame: Peer._request,
     f.JoinFrame: Peer._join,
     f.SettleFrame: Peer._settle,
-    f.WorkFrame: Peer.take_work,
-    f.EmitFrame: Peer.take_emit,
-    f.FinishFrame: Peer.take_finish,
-    f.ReturnFrame: Peer.take_return,
     f.RestFrame: Peer._rest,
+}
+_OF_WORKERS: dict[type, Callable[[ChannelWorker, Any], None]] = {
+    f.WorkFrame: ChannelWorker.take_work,
+    f.EmitFrame: ChannelWorker.take_emit,
+    f.FinishFrame: ChannelWorker.take_finish,
+    f.ReturnFrame: ChannelWorker.take_return,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -68,10 +69,11 @@ def read_records(
         stay.renew(DETAILED)
     policy = policy_for(exchange.request, stream, follows=False)
     seconds = min(wait_s or 0.0, log.limits.wait_s_max)
+    give = partial(_answer, exchange, log, stream, position, policy)
     if position < stream.tail or stream.closed or seconds <= 0:
-        _answer(exchange, log, stream, position, policy)
+        give()
     else:
-        _Wait(exchange, log, stream, position, policy, stay).wait(seconds)
+        HeldRead(exchange, stream, position, give).wait(seconds, stay.hold(DETAILED) if stay is not None else None)
 
 
 def _answer(exchange: Exchange, log: Log, stream: StreamView, position: int, policy: Policy | None) -> None:
@@ -79,15 +81,6 @@ def _answer(exchange: Exchange, log: Log, stream: StreamView, position: int, pol
     _, _, rest = head.partition(b"\r\n")  # the stream's own content type
     sink = exchange.open(200, b"Content-Type: %b\r\n%b" % (RECORDS.encode(), rest))
     log.follow(stream, position, _Details(exchange.framing[1]), sink, DETAILED, until=stream.tail, policy=policy)
-
-
-class _Wait(HeldRead):
-    __slots__ = ()
-
-    pattern = DETAILED
-
-    def answer(self) -> None:
-        _answer(self.exchange, self.log, self.stream, self.position, self.policy)
 
 
 class _Details:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import msgspec
 
-from wayside.core.callbacks import report
-from wayside.core.errors import Refusal
-from wayside.server.exchange import Exchange
+from wayside.server.exchange import Exchange, once_there
 from wayside.streams.contract import StreamView
 from wayside.streams.presence import Presence
 
@@ -29,27 +27,8 @@ def members(exchange: Exchange, presence: Presence, path: str) -> None:
 
 def events(exchange: Exchange, presence: Presence, path: str, then: Callable[[Exchange, StreamView], None]) -> None:
     """Go on with the joins and leaves at a stream, which may have to be made first; or refuse."""
-    gone = False
-
-    def lost() -> None:
-        nonlocal gone
-        gone = True
-
-    def made(result: Any) -> None:
-        if gone:  # a follower that began now would never be stopped
-            return
-        try:
-            if isinstance(result, Exception):
-                raise result
-            then(exchange, presence.events(path))
-        except Exception as error:
-            if not isinstance(error, Refusal):
-                report(error, then)
-            exchange.refuse(error)
-
     stream = presence.find(path)
     if stream is not None:
         then(exchange, stream)
-        return
-    exchange.on_lost = lost
-    presence.make(path, made)
+    else:
+        once_there(exchange, partial(presence.make, path), lambda _made: then(exchange, presence.events(path)))

@@ -26,7 +26,7 @@ from wayside.core.records import (
     require_public,
     require_size,
 )
-from wayside.server.exchange import Exchange, Request
+from wayside.server.exchange import JSON_HEAD, Exchange, Request
 from wayside.streams.contract import Log
 from wayside.streams.delayed import Delaying, Held, Item, require_type
 
@@ -176,9 +176,6 @@ def _integer(name: str, text: str) -> int:
     return int(text)
 
 
-_JSON = b"Content-Type: application/json\r\nCache-Control: no-store\r\n"
-
-
 class _Record(msgspec.Struct, forbid_unknown_fields=True):
     """One record of the request: ``data`` is a JSON value, or text for a stream of text; other bytes are
     ``data_base64``."""
@@ -276,4 +273,4 @@ def _answer_all(exchange: Exchange, items: list[Item], results: Any) -> None:
             told.append({"stream": item.path, "due": rfc3339(result.due_ms), "duplicate": result.duplicate})
         else:
             told.append({"stream": item.path, "offset": str(result.offset), "duplicate": result.duplicate})
-    exchange.respond(200, _JSON, msgspec.json.encode({"records": told}))
+    exchange.respond(200, JSON_HEAD, msgspec.json.encode({"records": told}))

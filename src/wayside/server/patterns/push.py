@@ -89,7 +89,7 @@ class _Grant(msgspec.Struct):
     credit: int
 
 
-class _Push:
+class _Messages:
     __slots__ = ("_frames", "heartbeat", "key")
 
     def __init__(self, frames: Frames) -> None:
@@ -101,7 +101,7 @@ class _Push:
         return None
 
 
-class Bare(_Push):
+class Bare(_Messages):
     """Records as they are: text, or binary where they are not UTF-8."""
 
     __slots__ = ()
@@ -123,7 +123,7 @@ def _beside(meta: Meta) -> bytes:
     return b"," + json.dumps(said).encode()[1:] if said else b"}"
 
 
-class Envelopes(_Push):
+class Envelopes(_Messages):
     """``{"offset": where to read on, "data": the record}``; binary records as base64, said by ``encoding``. What its
     publisher said of a record stands beside it: ``headers``, ``id``, ``key``."""
 

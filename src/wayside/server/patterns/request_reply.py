@@ -11,31 +11,26 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from wayside.calls.call import CallRequest, CallState, ServiceCall
-from wayside.calls.ledger import call_path, no_such_call
 from wayside.calls.queue import Service
 from wayside.calls.services import Calls
 from wayside.calls.workers import Leases
-from wayside.core.callbacks import report
 from wayside.core.codecs import Payload, transcode
 from wayside.core.errors import BadRequest, CallFailed, CallTimedOut, Conflict, NotAcceptable, Overloaded, Refusal
 from wayside.core.records import Spool, require_size
-from wayside.server.exchange import Exchange, Request, preferred_wait_s, quote_header
+from wayside.server.call_streams import CallStream, open_call_stream
+from wayside.server.exchange import JSON_HEAD, Exchange, limit_of, once_there, preferred_wait_s, quote_header
 from wayside.streams.contract import StreamView
 
-CALLS_URL = "/v1/call/"
-LIST_MAX = 1000
 RETRY_AFTER_S = 1
 """When a poll for the end of a call makes sense again."""
-Then = Callable[[Exchange, StreamView], None]
 Events = Callable[..., None]
-"""The same; ``fields`` are header fields to add."""
-
-_JSON = b"Content-Type: application/json\r\nCache-Control: no-store\r\n"
+"""Answers with a stream from ``first`` on; ``fields`` are header fields to add."""
 
 
 def call_service(exchange: Exchange, calls: Calls, name: str, base: str, events: Events | None) -> None:
@@ -87,29 +82,19 @@ _ANY = Payload(b"null", "application/json")
 def _answer_events(exchange: Exchange, calls: Calls, wanted: CallRequest, durable: bool, events: Events) -> None:
     """Make a call and answer with its stream. A call in memory ends with its only reader."""
 
-    gone = False
-
-    def lost() -> None:
-        nonlocal gone
-        gone = True
-
-    exchange.on_lost = lost
-
     def follow(call: ServiceCall) -> None:
-        if gone:
-            calls.abandon(call)
-            return
-
-        def then(exchange: Exchange, stream: StreamView) -> None:
-            events(exchange, stream, fields=b"Wayside-Call: %b\r\n" % call.id.encode())
+        def then(exchange: Exchange, stream: StreamView, *, first: int) -> None:
+            events(exchange, stream, first=first, fields=b"Wayside-Call: %b\r\n" % call.id.encode())
             calls.abandon(call)
 
-        with_stream(exchange, calls, call.id, then, lambda: calls.abandon(call))
+        with_stream(exchange, calls, call.id, then, lambda _found: calls.abandon(call))
+
+    def left(result: ServiceCall | Exception) -> None:
+        if not isinstance(result, Exception):
+            calls.abandon(result)
 
     if durable:
-        calls.submit(
-            wanted, lambda result: exchange.refuse(result) if isinstance(result, Exception) else follow(result)
-        )
+        once_there(exchange, partial(calls.submit, wanted), follow, left)
     else:
         follow(calls.call(wanted, lambda _call: None))
 
@@ -237,7 +222,7 @@ class _Waiting:
         location = quote_header(f"{self._base}{call.id}").encode("latin-1")
         applied = b"respond-async" if self._wait_s is None else b"respond-async, wait=%d" % self._wait_s
         head = b"Location: %b\r\nRetry-After: %d\r\nPreference-Applied: %b\r\n" % (location, RETRY_AFTER_S, applied)
-        self._exchange.respond(202, head + _JSON, msgspec.json.encode(call.status()))
+        self._exchange.respond(202, head + JSON_HEAD, msgspec.json.encode(call.status()))
 
     def _lost(self) -> None:
         self._calls.abandon(self._leave())
@@ -306,41 +291,14 @@ def find(exchange: Exchange, calls: Calls, identity: str, then: Callable[[Servic
 
 
 def with_stream(
-    exchange: Exchange, calls: Calls, identity: str, then: Then, lost: Callable[[], None] = lambda: None
+    exchange: Exchange, calls: Calls, identity: str, then: Events, left: Callable[[Any], None] = lambda _found: None
 ) -> None:
-    """Go on with the stream of a call; ``lost`` is called where the client goes before it is there."""
-    gone = False
+    """Go on with the stream of a call; ``left`` is called where the client has gone before it is there."""
 
-    def leave() -> None:
-        nonlocal gone
-        gone = True
-        lost()
+    def found(result: CallStream) -> None:
+        then(exchange, result.stream, first=result.first)
 
-    exchange.on_lost = leave
-
-    def go(result: Any = None) -> None:
-        if gone:  # a follower that began now would never be stopped
-            return
-        if isinstance(result, Exception):
-            exchange.refuse(result)
-            return
-        try:
-            stream = calls.log.find(call_path(identity))
-        except Refusal:
-            exchange.refuse(no_such_call(identity))
-            return
-        try:
-            then(exchange, stream)
-        except Exception as error:
-            if not isinstance(error, Refusal):
-                report(error, then)
-            exchange.refuse(error)
-
-    call = calls.ledger.known(identity)
-    if call is not None:
-        calls.ledger.stream(call, go)
-    else:
-        go()
+    once_there(exchange, partial(open_call_stream, calls, identity), found, left)
 
 
 def read_status(exchange: Exchange, calls: Calls, identity: str, wait_s: float | None, *, result: bool = False) -> None:
@@ -351,7 +309,7 @@ def read_status(exchange: Exchange, calls: Calls, identity: str, wait_s: float |
         if result and call.final:
             answer_result(exchange, call)
             return
-        head = _JSON
+        head = JSON_HEAD
         if not call.final:
             head += b"Retry-After: %d\r\n" % RETRY_AFTER_S
         if wait_s is not None:
@@ -396,7 +354,7 @@ def cancel(exchange: Exchange, calls: Calls, identity: str) -> None:
         elif result.state is not CallState.CANCELLED:
             exchange.refuse(Conflict(f"Call {identity} has ended: it cannot be cancelled.", code="call-ended"))
         else:
-            exchange.respond(200, _JSON, msgspec.json.encode(result.status()))
+            exchange.respond(200, JSON_HEAD, msgspec.json.encode(result.status()))
 
     def found(call: ServiceCall) -> None:
         if call.state is CallState.CANCELLED:
@@ -410,7 +368,7 @@ def cancel(exchange: Exchange, calls: Calls, identity: str) -> None:
 def list_calls(exchange: Exchange, calls: Calls) -> None:
     """Answer with the calls that have not ended and those that have lately, the newest first."""
     request = exchange.request
-    limit = _limit(request)
+    limit = limit_of(request)
     service, state = request.one("service") or "", request.one("state") or ""
     if state and state not in [s.value for s in CallState]:
         raise BadRequest(f"state is one of {', '.join(s.value for s in CallState)}.", code="parameter-invalid")
@@ -421,25 +379,18 @@ def list_calls(exchange: Exchange, calls: Calls) -> None:
     ]
     found.sort(key=lambda call: call.created_ms, reverse=True)
     body = msgspec.json.encode({"calls": [call.status() for call in found[:limit]], "found": len(found)})
-    exchange.respond(200, _JSON, body)
-
-
-def _limit(request: Request) -> int:
-    text = request.one("limit") or "100"
-    if not (text.isascii() and text.isdecimal() and len(text) < 9) or not 1 <= int(text) <= LIST_MAX:
-        raise BadRequest(f"limit must be from 1 to {LIST_MAX}.", code="parameter-invalid")
-    return int(text)
+    exchange.respond(200, JSON_HEAD, body)
 
 
 def list_services(exchange: Exchange, calls: Calls) -> None:
     """Answer with the services that are known."""
     body = msgspec.json.encode({"services": [_describe(s) for _, s in sorted(calls.services.items())]})
-    exchange.respond(200, _JSON, body)
+    exchange.respond(200, JSON_HEAD, body)
 
 
 def describe_service(exchange: Exchange, calls: Calls, name: str) -> None:
     """Answer with one service."""
-    exchange.respond(200, _JSON, msgspec.json.encode(_describe(calls.service(name))))
+    exchange.respond(200, JSON_HEAD, msgspec.json.encode(_describe(calls.service(name))))
 
 
 def _describe(service: Service) -> dict[str, Any]:
@@ -459,4 +410,4 @@ def _describe(service: Service) -> dict[str, Any]:
 
 def renew_lease(exchange: Exchange, leases: Leases, worker: str) -> None:
     """Answer a worker's sign of life."""
-    exchange.respond(200, _JSON, msgspec.json.encode({"lease_s": leases.renew(worker)}))
+    exchange.respond(200, JSON_HEAD, msgspec.json.encode({"lease_s": leases.renew(worker)}))

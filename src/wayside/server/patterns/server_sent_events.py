@@ -48,12 +48,12 @@ def read(
     if protocol:
         cursor = request.one("cursor")
         floor = cursor_after(cursor)
-        encoding: Plain | Protocol = Protocol(
+        encoding: PlainEvents | ProtocolEvents = ProtocolEvents(
             name, frame, floor if cursor is not None and floor > cursor_after(None) else 0
         )
         sink = exchange.open(200, headers, seconds=log.limits.sse_s)
     else:
-        encoding = Plain(name, frame)
+        encoding = PlainEvents(name, frame)
         sink = exchange.open(200, headers)
         sink.write(frame(b"retry: %d\n\n" % RETRY_MS))
     ended = stay.hold(PATTERN) if stay is not None else None
@@ -69,7 +69,7 @@ def lines(record: bytes) -> bytes:
     return b" " + record if record[:1] == b" " else record
 
 
-class Plain:
+class PlainEvents:
     """One event for each record."""
 
     __slots__ = ("_frame", "heartbeat", "key")
@@ -106,7 +106,7 @@ class Plain:
         return self._frame(b"retry: %d\nid: %b\n\n" % (RETRY_MS, offset))
 
 
-class Protocol:
+class ProtocolEvents:
     """A ``data`` event for each batch, followed by a ``control`` event that says where the reader stands."""
 
     __slots__ = ("_floor", "_frame", "heartbeat", "key")

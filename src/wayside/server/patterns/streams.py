@@ -19,10 +19,8 @@ from wayside.core.records import (
     is_reserved,
     require_public,
 )
-from wayside.server.exchange import Exchange, Request, origin_of, quote_header, unquote_path
+from wayside.server.exchange import JSON_HEAD, Exchange, Request, limit_of, origin_of, quote_header, unquote_path
 from wayside.streams.contract import Log, StreamView
-
-LIST_MAX = 1000
 
 
 def create(exchange: Exchange, log: Log, path: str, base: str) -> None:
@@ -63,17 +61,15 @@ def head(exchange: Exchange, stream: StreamView) -> None:
 def list_streams(exchange: Exchange, log: Log) -> None:
     """Answer a GET of the collection: ``{"streams": [...], "next": "PATH" or null}``, by path, a page at a time."""
     request = exchange.request
-    limit = request.one("limit") or "100"
-    if not (limit.isascii() and limit.isdecimal() and len(limit) < 9) or not 1 <= int(limit) <= LIST_MAX:
-        raise BadRequest(f"limit must be from 1 to {LIST_MAX}.", code="parameter-invalid")
-    infos = _public(log, request.one("prefix") or "", request.one("after") or "", int(limit))
+    limit = limit_of(request)
+    infos = _public(log, request.one("prefix") or "", request.one("after") or "", limit)
     body = msgspec.json.encode(
         {
             "streams": [as_json(info) for info in infos],
-            "next": infos[-1].path if len(infos) == int(limit) else None,
+            "next": infos[-1].path if len(infos) == limit else None,
         }
     )
-    exchange.respond(200, b"Content-Type: application/json\r\nCache-Control: no-store\r\n", body)
+    exchange.respond(200, JSON_HEAD, body)
 
 
 def _public(log: Log, prefix: str, after: str, limit: int) -> list[StreamInfo]:

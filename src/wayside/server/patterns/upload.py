@@ -38,11 +38,21 @@ from wayside.core.records import JSON, Append, Create, Spool, StreamConfig
 from wayside.server.exchange import Exchange, InPieces, Pieces, Request, origin_of
 from wayside.streams.contract import Log, StreamView
 
-__all__ = ["Filling", "require_room", "seq_of"]
-
-
+VERSION = "1.0.0"
+EXTENSIONS = "creation,creation-with-upload,creation-defer-length,termination,checksum,expiration"
+ALGORITHMS = ("sha1", "md5", "sha256", "crc32")
+BYTES = "application/octet-stream"
+PATCH_TYPE = "application/offset+octet-stream"
+UPLOAD_BYTES_MAX = 1 << 40
+"""``Tus-Max-Size``: more than most disks have. What there is no room for is refused with 507 when it comes."""
+UPLOAD_TTL_S = 24 * 3600
+"""How long an upload is kept without a read or a write."""
 PIECES_WAITING_MAX = 4
 """What may wait behind the append under way, in pieces of ``piece_bytes_max``: the next append is made of it."""
+
+_IDENTITY = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_PAIR = re.compile(r"([\x21-\x2b\x2d-\x7e]+)(?: ([A-Za-z0-9+/]*={0,2}))?", re.ASCII)
+_RESUMABLE = f"Tus-Resumable: {VERSION}\r\n".encode()
 
 
 class Filling:
@@ -181,21 +191,6 @@ def require_room(end: int, length: int | None, bytes_max: int) -> None:
 def seq_of(offset: int) -> str:
     """``Stream-Seq`` of what is appended at an offset in bytes: of two hubs on one engine, only one can append there."""
     return f"{offset:016d}"
-
-
-VERSION = "1.0.0"
-EXTENSIONS = "creation,creation-with-upload,creation-defer-length,termination,checksum,expiration"
-ALGORITHMS = ("sha1", "md5", "sha256", "crc32")
-BYTES = "application/octet-stream"
-PATCH_TYPE = "application/offset+octet-stream"
-UPLOAD_BYTES_MAX = 1 << 40
-"""``Tus-Max-Size``: more than most disks have. What there is no room for is refused with 507 when it comes."""
-UPLOAD_TTL_S = 24 * 3600
-"""How long an upload is kept without a read or a write."""
-
-_IDENTITY = re.compile(r"[0-9a-f]{32}", re.ASCII)
-_PAIR = re.compile(r"([\x21-\x2b\x2d-\x7e]+)(?: ([A-Za-z0-9+/]*={0,2}))?", re.ASCII)
-_RESUMABLE = f"Tus-Resumable: {VERSION}\r\n".encode()
 
 
 class VersionMismatch(Refusal):

@@ -22,10 +22,10 @@ from wayside.core.engine import (
     CreateStream,
     DeleteStream,
     Head,
-    Moved,
     Outcome,
     Put,
     Stored,
+    TailMoved,
     TrimStream,
     Unit,
 )
@@ -175,7 +175,7 @@ class EmbeddedEngine:
             for put in puts:
                 head = await self.head(put.path)
                 if head is None or head.sid != put.sid or head.tail != put.position:
-                    outcomes.append(Moved(head))
+                    outcomes.append(TailMoved(head))
                 else:
                     outcomes.append(Stored(put.position))
                     taken.append(put)
