@@ -21,7 +21,7 @@ from wayside.cli import reload
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3)."""
-HANDLER_THREADS = ("wayside-handler", "wayside-subscriber")
+HANDLER_THREADS = "wayside-handler"
 """How the names of threads begin in which plain functions run, of services and of records."""
 THREADS_S = 0.5
 """What threads with nothing to do may take to end."""
