@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clock import ManualClock
 from wayside.hub import Hub
+from wayside.testing import ManualClock
 
 
 @pytest.fixture

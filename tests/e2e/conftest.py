@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.processes import Hub, Run
+from tests.support.browser import Browser, start_chromium
+from tests.support.processes import Hub, Run
 
 HERE = Path(__file__).parent
 
@@ -48,4 +49,14 @@ def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """One hub for the tests of a file that neither stop it nor look at each other's streams."""
     run = Run()
     yield Hub(run, tmp_path_factory.mktemp("shared") / "data")
+    run.dispose()
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser for the tests of a file."""
+    run = Run()
+    browser = start_chromium(run, tmp_path_factory.mktemp("browser") / "profile")
+    yield browser
+    browser.quit()
     run.dispose()

@@ -14,7 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.processes import PATIENCE_S, WAYSIDE, Hub, Program, Publisher, Run, events, eventually, tool
+from tests.support.events import Event, events_of
+from tests.support.processes import WAYSIDE, Hub, Program, Publisher, Run, free_port, tool
+from tests.support.waiting import PATIENCE_S, eventually
 
 PATTERNS = ("poll", "long-poll", "sse", "push")
 Command = Callable[..., Program]
@@ -46,12 +48,6 @@ def wayside(start: Command) -> Callable[..., str]:
 
 
 Wayside = Callable[..., str]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 # -- serve
@@ -185,7 +181,7 @@ def test_serve_drains(hub: Hub) -> None:
     sse = {"Accept": "text/event-stream"}
     with httpx.stream("GET", url, headers=sse, timeout=PATIENCE_S) as response:
         lines = response.iter_lines()
-        assert next(events(lines)) == ("message", offset, "1")
+        assert next(events_of(lines)) == Event("message", "1", offset)
         poll = socket.create_connection(("127.0.0.1", hub.port))
         poll.sendall(f"GET /v1/stream/orders?offset={offset} HTTP/1.1\r\nHost: x\r\nPrefer: wait=30\r\n\r\n".encode())
         eventually(

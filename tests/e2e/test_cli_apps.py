@@ -18,7 +18,8 @@ import pytest
 
 import wayside
 from tests.e2e import application
-from tests.e2e.processes import PATIENCE_S, WAYSIDE, Hub, Program, Run, Worker, eventually
+from tests.support.processes import WAYSIDE, Hub, Program, Run, Worker
+from tests.support.waiting import PATIENCE_S, eventually
 from wayside.client.sync import BlockingClient
 from wayside.webhooks.standard import verify
 

@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from tests.e2e import application
-from tests.e2e.processes import PATIENCE_S, WAYSIDE, Hub, Program, Run, eventually
+from tests.support.processes import WAYSIDE, Hub, Program, Run
+from tests.support.waiting import PATIENCE_S, eventually
 
 VIA = ("poll", "long-poll", "sse", "push")
 Start = Callable[..., Program]

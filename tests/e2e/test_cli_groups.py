@@ -11,7 +11,8 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from tests.e2e.processes import WAYSIDE, Hub, Run, eventually
+from tests.support.processes import WAYSIDE, Hub, Run
+from tests.support.waiting import eventually
 from wayside.cli.main import cli
 
 Wayside = Callable[..., str]

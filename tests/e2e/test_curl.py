@@ -8,7 +8,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.e2e.processes import Hub, Program, Run, eventually, tool
+from tests.support.processes import Hub, Program, Run, tool
+from tests.support.waiting import eventually
 
 JSON = ("-H", "Content-Type: application/json")
 

@@ -15,7 +15,9 @@ from websockets import Subprotocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.e2e.processes import PATIENCE_S, WAYSIDE, Program, Run, events
+from tests.support.events import Event, events_of
+from tests.support.processes import WAYSIDE, Program, Run
+from tests.support.waiting import PATIENCE_S
 
 V1 = Subprotocol("wayside.v1")
 
@@ -70,12 +72,12 @@ def test_published_in_a_route_read_by_every_pattern(shop: Application) -> None:
         assert socket.subprotocol == V1
         socket.send('{"credit":10}')
         assert json.loads(socket.recv(PATIENCE_S)) == {"offset": first, "data": {"number": 1}}
-        plain, dialect = events(response.iter_lines()), events(protocol.iter_lines())
-        assert next(plain) == ("message", first, '{"number":1}')
-        assert next(dialect)[0] == "control"
+        plain, dialect = events_of(response.iter_lines()), events_of(protocol.iter_lines())
+        assert next(plain) == Event("message", '{"number":1}', first)
+        assert next(dialect).type == "control"
         second = order(shop, 2)
-        assert next(plain) == ("message", second, '{"number":2}')
-        assert next(dialect) == ("data", "", '[{"number":2}]')
+        assert next(plain) == Event("message", '{"number":2}', second)
+        assert next(dialect) == Event("data", '[{"number":2}]', "")
         assert json.loads(socket.recv(PATIENCE_S)) == {"offset": second, "data": {"number": 2}}
     waited = httpx.get(f"{url}?offset={first}", headers={"Prefer": "wait=20"})
     assert (waited.json(), waited.headers["preference-applied"]) == ([{"number": 2}], "wait=20")
@@ -198,7 +200,7 @@ def test_without_lifespan(run: Run, place: str) -> None:
     assert httpx.put(url, headers={"Content-Type": "text/plain"}).status_code == 201
     assert httpx.post(url, content="one", headers={"Content-Type": "text/plain"}).status_code == 204
     with httpx.stream("GET", url, headers={"Accept": "text/event-stream"}, timeout=PATIENCE_S) as response:
-        assert next(events(response.iter_lines()))[2] == "one"
+        assert next(events_of(response.iter_lines())).data == "one"
     plain.stop()
     assert httpx.get(f"{Application(run, 'plain', place).stream}/notes").text == "one"
 
@@ -229,7 +231,7 @@ def test_stop_with_followers(run: Run, place: str) -> None:
         shop.push("orders") as socket,
     ):
         lines = response.iter_lines()
-        assert next(events(lines)) == ("message", first, '{"number":1}')
+        assert next(events_of(lines)) == Event("message", '{"number":1}', first)
         socket.send('{"credit":10}')
         socket.recv(PATIENCE_S)
         shop.program.signal(signal.SIGTERM)

@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.processes import Hub, eventually
+from tests.support.processes import Hub
+from tests.support.waiting import eventually
 
 
 class Receiver(http.server.ThreadingHTTPServer):

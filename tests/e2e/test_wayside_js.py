@@ -6,11 +6,8 @@ import base64
 import json
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +16,9 @@ import msgspec
 import pytest
 
 from examples.chat.app import pretend
-from tests.e2e.processes import CHROMIUM, JS, ROOT, WAYSIDE, Hub, Program, Publisher, Run, eventually, node, tool
-from tests.e2e.test_browser import Browser
+from tests.support.browser import Browser, serve_pages
+from tests.support.processes import JS, ROOT, WAYSIDE, Hub, Program, Publisher, Run, node
+from tests.support.waiting import eventually
 
 MODULE = ROOT / "src" / "wayside" / "client" / "browser" / "wayside.js"
 VIA = ("push", "sse", "long-poll", "poll")
@@ -45,39 +43,8 @@ def work(run: Run, hub: Hub) -> Program:
 @pytest.fixture(scope="module")
 def origin() -> Iterator[str]:
     """Serves tests/js and a page, from another origin than the hub."""
-
-    class Handler(SimpleHTTPRequestHandler):
-        extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript"}  # noqa: RUF012
-
-        def do_GET(self) -> None:
-            if not self.path.startswith("/?"):
-                super().do_GET()
-                return
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Length", str(len(PAGE)))
-            self.end_headers()
-            self.wfile.write(PAGE.encode())
-
-        def log_message(self, *_arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(JS)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    run = Run()
-    profile = tmp_path_factory.mktemp("browser") / "profile"
-    program = run([node("playwright-core"), JS / "browser.mjs", tool(*CHROMIUM), profile])
-    yield Browser(program)
-    program.stdin.close()
-    program.wait()
-    run.dispose()
+    with serve_pages({"/": ("text/html; charset=utf-8", PAGE.encode())}, JS) as origin:
+        yield origin
 
 
 class Inside:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 import uvloop
 
-from tests.fault.disk import Disk
-from tests.http.harness import Running
+from tests.support.failing_disk import FailingDisk
+from tests.support.server import Running, ServeDirectory, stop
 from wayside import Limits
 from wayside.core.errors import Refusal
 from wayside.hub import Hub
@@ -23,12 +23,8 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     return {"uvloop": uvloop.new_event_loop}
 
 
-class Serve(Protocol):
-    def __call__(self, directory: Path, *, vfs: str = CHECKED_VFS, **limits: Any) -> Awaitable[Running]: ...
-
-
 @pytest.fixture
-async def serve() -> AsyncIterator[Serve]:
+async def serve() -> AsyncIterator[ServeDirectory]:
     """Starts hubs; those that are still open at the end are closed."""
     everything: list[Running] = []
 
@@ -44,16 +40,8 @@ async def serve() -> AsyncIterator[Serve]:
             await stop(running)
 
 
-async def stop(running: Running) -> None:
-    """End a hub in order. Raises what its store has to say."""
-    for wire in running.wires:
-        wire.close()
-    running.server.stop()
-    await running.hub.close()
-
-
 @pytest.fixture
-def disk() -> Iterator[Disk]:
-    disk = Disk()
+def disk() -> Iterator[FailingDisk]:
+    disk = FailingDisk()
     yield disk
     disk.unregister()

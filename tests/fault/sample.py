@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import patch
 
-from tests.clock import ManualClock
-from tests.support import (
+from tests.support.log import (
     BYTES,
     TEXT,
     append,
@@ -27,6 +26,7 @@ from wayside.core.errors import DamagedStore, NotFound
 from wayside.core.records import Durability
 from wayside.storage.embedded import store
 from wayside.storage.embedded.log import EmbeddedLog
+from wayside.testing import ManualClock
 
 DAMAGED = "damaged"
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from tests.http.harness import Gate, Running, Serve
+from tests.support.disk import Gate
+from tests.support.server import Running, Serve
 from wayside import Limits
 from wayside.hub import Hub
 
@@ -54,6 +55,6 @@ async def disk(serve: Serve) -> Running:
 @pytest.fixture
 async def gate(disk: Running) -> AsyncIterator[Gate]:
     """The gate before the disk of ``disk``."""
-    gate = Gate(disk.hub)
+    gate = Gate(disk.hub.log)
     yield gate
     gate.open()

@@ -11,9 +11,11 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from tests.http.events import EventSource
-from tests.http.harness import BYTES, JSON, TEXT, Gate, Running, Serve, eventually
-from tests.http.wire import PATIENCE_S, Response, Wire, chunked, post, request
+from tests.support.disk import Gate
+from tests.support.events import EventSource
+from tests.support.server import BYTES, JSON, TEXT, Running, Serve
+from tests.support.waiting import PATIENCE_S, until
+from tests.support.wire import Response, Wire, chunked, post, request
 
 
 async def _drained(hub: Running, seconds: float = PATIENCE_S) -> None:
@@ -31,7 +33,7 @@ async def test_long_polls_are_answered(memory: Running, how: dict[str, str]) -> 
     wire = await memory.connect()
     live = "" if how else "&live=long-poll"
     await wire.send(request("GET", f"{target}?offset={offset}{live}", how))
-    await eventually(lambda: memory.waiters("a") == 1)
+    await until(lambda: memory.waiters("a") == 1)
     await _drained(memory)
     answer = await wire.last_response()
     assert (answer.status, answer.offset) == (204, offset)
@@ -95,7 +97,7 @@ async def test_a_request_whose_body_is_on_its_way_is_finished(disk: Running, fra
     await half_a_head.send_apart(b"GET /rea")
     await wire.send_apart(parts[0])
     drain = asyncio.create_task(_drained(disk))
-    await eventually(lambda: disk.server.draining)
+    await until(lambda: disk.server.draining)
     await wire.send(parts[1])
     assert (await wire.last_response()).status == 204
     await half_a_head.send(b"dyz HTTP/1.1\r\nHost: hub\r\n\r\n")
@@ -117,7 +119,7 @@ async def test_an_append_that_waits_for_the_disk_is_acknowledged(disk: Running, 
     await piped.send(b"".join(post(target, b"%d" % n, JSON) for n in (1, 2, 3)))
     await disk.ask("GET", "/healthz")
     drain = asyncio.create_task(_drained(disk))
-    await eventually(lambda: disk.server.draining)
+    await until(lambda: disk.server.draining)
     gate.open()
     assert (await wire.last_response()).status == 204
     answers: list[Response] = []
@@ -142,7 +144,7 @@ async def test_a_long_answer_is_finished(serve: Serve, content_type: dict[str, s
     head = await wire.head()
     first = await wire.chunk()
     drain = asyncio.create_task(hub.server.drain(PATIENCE_S))
-    await eventually(lambda: hub.server.draining)
+    await until(lambda: hub.server.draining)
     got = first + await _chunks(wire)
     await drain
     assert got == (body * 2 if content_type is BYTES else b'["%b","%b"]' % (body, body))
@@ -172,7 +174,7 @@ async def test_the_idle_are_closed_and_the_new_are_refused(memory: Running) -> N
     """Connections without a request are closed at once; nobody can connect any more."""
     used, fresh = await memory.connect(), await memory.connect()
     assert (await used.ask("GET", "/healthz")).status == 200
-    await eventually(lambda: len(memory.server.connections) == 2)
+    await until(lambda: len(memory.server.connections) == 2)
     await _drained(memory)
     assert await used.ended()
     assert await fresh.ended()
@@ -190,7 +192,7 @@ async def test_everybody_at_once(serve: Serve) -> None:
     sources = [await EventSource.open(await hub.connect(), target) for _ in range(10)]
     host, port = hub.server.address
     sockets: list[Any] = [await connect(f"ws://{host}:{port}{target}") for _ in range(10)]
-    await eventually(lambda: hub.waiters("a") == 10 and hub.followers("push") == 10)
+    await until(lambda: hub.waiters("a") == 10 and hub.followers("push") == 10)
     writers = [await hub.connect() for _ in range(10)]
     await hub.append(target, b"[1]", JSON)
     for wire in writers:

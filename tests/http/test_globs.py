@@ -12,9 +12,9 @@ from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 import wayside
-from tests.http.events import EventSource
-from tests.http.harness import BYTES, JSON, TEXT, Running, Serve, eventually
-from tests.http.wire import PATIENCE_S
+from tests.support.events import EventSource
+from tests.support.server import BYTES, JSON, TEXT, Running, Serve
+from tests.support.waiting import PATIENCE_S, until
 from wayside.core.records import Record
 
 ALL = "/v1/stream/orders/**"
@@ -84,7 +84,7 @@ async def test_a_long_poll_waits_for_any_of_them(hub: Running) -> None:
     start = (await hub.ask("HEAD", ALL)).offset
     wire = await hub.connect()
     asked = asyncio.create_task(wire.ask("GET", f"{ALL}?offset={start}", {"Prefer": "wait=30"}))
-    await eventually(lambda: any(view.waiters for view in hub.hub.log._unions.views))
+    await until(lambda: any(view.waiters for view in hub.hub.log._unions.views))
     await hub.append("/v1/stream/elsewhere", b"1", JSON)
     await hub.create("orders/new", JSON, b"[7]")
     answer = await asked
@@ -173,7 +173,7 @@ async def test_a_client_that_goes_leaves_nothing(hub: Running) -> None:
     await source.take(10)
     assert hub.followers("sse") >= 1
     source.wire.close()
-    await eventually(lambda: hub.followers("sse") == 0)
+    await until(lambda: hub.followers("sse") == 0)
 
 
 async def test_a_stream_elsewhere_knows_of_no_watcher(hub: Running) -> None:

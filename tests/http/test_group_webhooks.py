@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.http.harness import eventually
-from tests.support import patch_constants
+from tests.support.constants import patch_constants
+from tests.support.waiting import until
 from wayside.core.errors import BadRequest, Overloaded
 from wayside.core.records import Meta
 from wayside.groups.events import GroupSpec
@@ -95,7 +95,7 @@ async def test_each_record_is_pushed_signed_and_acked(hub: Hub, receiver: Receiv
     group = await put(hub, await receiver.start())
     await hub.publish("orders/eu", {"n": 1}, {"n": 2})
     await hub.publish("orders/us", {"n": 3})
-    await eventually(lambda: group.journal.state.counts["acked"] == 3)
+    await until(lambda: group.journal.state.counts["acked"] == 3)
     assert sorted(body for _, body in receiver.got) == [b'{"n":1}', b'{"n":2}', b'{"n":3}']
     for headers, body in receiver.got:
         for secret in (SECRET, OLD):
@@ -110,7 +110,7 @@ async def test_a_failure_comes_again_with_its_identity(hub: Hub, receiver: Recei
     group = await put(hub, await receiver.start(), webhook_concurrency=1)
     receiver.answers = [(500, ""), (302, "Location: /elsewhere\r\n"), (200, "")]
     await hub.publish("orders/eu", {"n": 1})
-    await eventually(lambda: group.journal.state.counts["acked"] == 1)
+    await until(lambda: group.journal.state.counts["acked"] == 1)
     assert [headers["wayside-attempt"] for headers, _ in receiver.got] == ["1", "2", "3"]
     assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
     stream = hub.log.find("orders/eu")
@@ -123,7 +123,7 @@ async def test_the_last_failure_is_a_dead_letter(hub: Hub, receiver: Receiver) -
     group = await put(hub, await receiver.start(), retries=1, dead_letter="dead/orders")
     receiver.answers = [(500, ""), (500, "")]
     await hub.publish("orders/eu", {"n": 1})
-    await eventually(lambda: group.journal.state.counts["dead"] == 1)
+    await until(lambda: group.journal.state.counts["dead"] == 1)
     await told(group.journal.then)  # on disk, too
     assert [record.json() async for record in hub.read("dead/orders", follow=False)] == [{"n": 1}]
 
@@ -132,7 +132,7 @@ async def test_retry_after_puts_it_off(hub: Hub, receiver: Receiver) -> None:
     group = await put(hub, await receiver.start())
     receiver.answers = [(503, "Retry-After: 120\r\n")]
     await hub.publish("orders/eu", {"n": 1})
-    await eventually(lambda: group.journal.state.counts["failed"] == 1)
+    await until(lambda: group.journal.state.counts["failed"] == 1)
     (waiting,) = next(iter(group.journal.state.partitions.values())).waiting.values()
     assert waiting.delay_ms == 120_000
 
@@ -142,20 +142,20 @@ async def test_410_ends_it_and_keeps_the_record(hub: Hub, receiver: Receiver) ->
     group = await put(hub, url, retries=0, webhook_concurrency=1)
     receiver.answers = [(410, "")]
     await hub.publish("orders/eu", {"n": 1}, {"n": 2})
-    await eventually(lambda: group.spec.webhook_disabled != "")
+    await until(lambda: group.spec.webhook_disabled != "")
     assert not group.members
     assert group.journal.state.counts["failed"] == 0
     await put(hub, url, retries=0, webhook_concurrency=1)  # said again, it begins anew
-    await eventually(lambda: group.journal.state.counts["acked"] == 2)
+    await until(lambda: group.journal.state.counts["acked"] == 2)
 
 
 async def test_no_more_requests_than_asked_for(hub: Hub, receiver: Receiver) -> None:
     receiver.hold = asyncio.Event()
     group = await put(hub, await receiver.start(), webhook_concurrency=3)
     await hub.publish("orders/eu", *({"n": n} for n in range(20)))
-    await eventually(lambda: receiver.running == 3)
+    await until(lambda: receiver.running == 3)
     receiver.hold.set()
-    await eventually(lambda: group.journal.state.counts["acked"] == 20)
+    await until(lambda: group.journal.state.counts["acked"] == 20)
     assert receiver.most == 3
 
 
@@ -165,12 +165,12 @@ async def test_other_settings_repeat_no_request(hub: Hub, receiver: Receiver) ->
     url = await receiver.start()
     group = await put(hub, url, webhook_concurrency=2)
     await hub.publish("orders/eu", {"n": 1}, {"n": 2}, {"n": 3})
-    await eventually(lambda: receiver.running == 2)
+    await until(lambda: receiver.running == 2)
     receiver.answers = [(500, "")]
     await put(hub, url, webhook_concurrency=1)
-    await eventually(lambda: receiver.running == 3)
+    await until(lambda: receiver.running == 3)
     receiver.hold.set()
-    await eventually(lambda: group.journal.state.counts["acked"] == 3)
+    await until(lambda: group.journal.state.counts["acked"] == 3)
     assert len(receiver.got) == 4
     assert group.journal.state.counts["failed"] == 1
 
@@ -189,7 +189,7 @@ async def test_a_transport_that_breaks_costs_attempts_and_no_room(hub: Hub, rece
     hub.group_push._transport = broken
     group = await put(hub, url, webhook_concurrency=1, retries=2)
     await hub.publish("orders/eu", {"n": 1}, {"n": 2}, {"n": 3})
-    await eventually(lambda: group.journal.state.counts["acked"] == 2 and group.journal.state.counts["dead"] == 1)
+    await until(lambda: group.journal.state.counts["acked"] == 2 and group.journal.state.counts["dead"] == 1)
     assert group.journal.state.counts["failed"] == 3
     assert next(iter(group.journal.state.dead.values())).reason == "RuntimeError: broken"
 
@@ -211,7 +211,7 @@ async def test_an_end_that_cannot_be_written_down_is_asked_for_again(
     monkeypatch.setattr(hub.groups, "put", busy)
     receiver.answers = [(410, ""), (410, "")]
     await hub.publish("orders/eu", {"n": 1})
-    await eventually(lambda: group.spec.webhook_disabled != "")
+    await until(lambda: group.spec.webhook_disabled != "")
     assert len(receiver.got) == 2
     assert group.journal.state.counts["failed"] == 0
 
@@ -223,7 +223,7 @@ async def test_it_goes_on_after_a_restart(tmp_path: Path, receiver: Receiver) ->
         await put(hub, url)
     async with Hub(f"file:{tmp_path}", **options) as hub:
         await hub.publish("orders/eu", {"n": 1})
-        await eventually(lambda: hub.groups.group("billing").journal.state.counts["acked"] == 1)
+        await until(lambda: hub.groups.group("billing").journal.state.counts["acked"] == 1)
 
 
 async def test_private_addresses_are_refused(tmp_path: Path) -> None:

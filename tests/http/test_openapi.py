@@ -13,9 +13,10 @@ import pydantic
 import pytest
 from schemathesis.specs.openapi import definitions
 
-from tests.http.harness import JSON, TEXT, Running, eventually
-from tests.http.services import Size, greet, offer
-from tests.http.wire import request
+from tests.support.server import JSON, TEXT, Running
+from tests.support.services import Size, greet, offer
+from tests.support.waiting import until
+from tests.support.wire import request
 from wayside import Upload
 from wayside.calls.queue import ServiceSpec
 from wayside.calls.runner import Handler
@@ -322,7 +323,7 @@ async def test_services_of_workers_are_described_as_well_as_our_own(memory: Runn
     host, port = memory.server.address
     remote = Remote(f"http://{host}:{port}", handlers)
     await remote.start()
-    await eventually(lambda: "play" in memory.hub.calls.services)
+    await until(lambda: "play" in memory.hub.calls.services)
     theirs = await _document(memory)
     await remote.stop(0)
     assert await _document(memory) == theirs

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.http.events import EventSource
-from tests.http.harness import JSON, TEXT, Gate, Running, Serve, eventually
-from tests.http.services import offer
-from tests.http.wire import Response, request
+from tests.support.disk import Gate
+from tests.support.events import EventSource
+from tests.support.server import JSON, TEXT, Running, Serve
+from tests.support.services import offer
+from tests.support.waiting import until
+from tests.support.wire import Response, request
 from wayside.calls.call import Outcome
 
 # -- refusals
@@ -157,7 +159,7 @@ async def test_the_figures_move_with_what_happens(disk: Running) -> None:
     source = await EventSource.open(await disk.connect(), target)
     await source.take(6)
     await disk.ask("GET", "/v1/stream/none")
-    await eventually(lambda: disk.followers("sse") == 1)
+    await until(lambda: disk.followers("sse") == 1)
     after = await _figures(disk)
 
     def moved(name: str) -> float:
@@ -236,7 +238,7 @@ async def test_calls_are_counted(memory: Running) -> None:
     assert figures["wayside_fenced_total"] == 1
     await memory.ask("DELETE", urls[2])
     holder.let_go()
-    await eventually(lambda: not memory.hub.calls.ledger.open)
+    await until(lambda: not memory.hub.calls.ledger.open)
     figures = await _figures(memory)
     assert figures["wayside_calls_total{narrow}{cancelled}"] == 1
     assert figures["wayside_calls_total{narrow}{done}"] == 2
@@ -251,5 +253,5 @@ async def test_refused_connections_are_counted(serve: Serve) -> None:
     assert (await extra.response()).status == 503
     extra.close()
     wires[1].close()
-    await eventually(lambda: len(hub.server.connections) == 1)
+    await until(lambda: len(hub.server.connections) == 1)
     assert (await _figures(hub))["wayside_responses_total{5xx}"] == 1

@@ -12,9 +12,10 @@ from websockets.asyncio.client import connect as connect_websocket
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from tests.http.events import EventParser, EventSource
-from tests.http.harness import BYTES, JSON, TEXT, Running, eventually
-from tests.http.wire import PATIENCE_S, Wire, request
+from tests.support.events import EventParser, EventSource
+from tests.support.server import BYTES, JSON, TEXT, Running
+from tests.support.waiting import PATIENCE_S, until
+from tests.support.wire import Wire, request
 from wayside import Record, connect
 from wayside.cli.rest import Client, HubError
 from wayside.client.client import PolicyName
@@ -29,7 +30,7 @@ async def _stalled(hub: Running, target: str) -> tuple[Wire, Any]:
     """A follower with small buffers that reads nothing, and the server's side of its connection."""
     wire = await hub.connect(receive_buffer=4096)
     await wire.send(request("GET", target, EVENTS))
-    await eventually(lambda: hub.followers("sse") == 1)
+    await until(lambda: hub.followers("sse") == 1)
     connection = hub.connection_of(wire)
     connection.transport.get_extra_info("socket").setsockopt(1, 7, 4096)  # SOL_SOCKET, SO_SNDBUF
     return wire, connection
@@ -123,7 +124,7 @@ async def test_a_long_poll_that_waits_conflates_what_comes(memory: Running) -> N
     target = await memory.create("a", JSON)
     wire = await memory.connect()
     await wire.send(request("GET", f"{target}?policy=conflate", {"Prefer": "wait=30"}))
-    await eventually(lambda: memory.waiters("a") == 1)
+    await until(lambda: memory.waiters("a") == 1)
     await memory.append(target, b"[1,2,3]", JSON)
     assert (await wire.response()).body == b"[3]"
 
@@ -176,7 +177,7 @@ async def test_a_reader_that_lags_is_ended_with_where_to_resume(memory: Running)
     target = await memory.create("a", JSON)
     wire, _ = await _stalled(memory, f"{target}?policy=disconnect&lag=5")
     await _flood(memory, target, ALL)
-    await eventually(lambda: memory.followers("sse") == 0)
+    await until(lambda: memory.followers("sse") == 0)
     assert (await wire.head()).status == 200
     parser = EventParser()
     while data := await wire.chunk():
@@ -200,12 +201,12 @@ async def test_a_push_that_lags_is_closed_with_where_to_resume(memory: Running, 
     wire = await memory.connect(receive_buffer=4096)
     made = connect_websocket(url, subprotocols=protocols, max_queue=1, sock=wire.socket)
     async with made as socket, asyncio.timeout(PATIENCE_S):
-        await eventually(lambda: memory.followers("push") == 1)
+        await until(lambda: memory.followers("push") == 1)
         transport = memory.connection_of(wire).transport
         transport.get_extra_info("socket").setsockopt(1, 7, 4096)  # SOL_SOCKET, SO_SNDBUF
         if enveloped:
             await socket.send('{"credit": 1}')
-            await eventually(lambda: next(iter(memory.hub.log.find("a").cohorts.values()), None) is not None)
+            await until(lambda: next(iter(memory.hub.log.find("a").cohorts.values()), None) is not None)
             await memory.append(target, b"[1,2,3,4]", JSON)
         else:
             await _flood(memory, target, 2 * ALL)
@@ -281,7 +282,7 @@ async def test_the_python_client_is_told_that_it_lagged(memory: Running) -> None
     async with connect(f"http://{host}:{port}") as client:
         reader = client.read("a", policy="disconnect", lag=10)
         first = asyncio.ensure_future(anext(reader))
-        await eventually(lambda: memory.followers("multiplexing") == 1)
+        await until(lambda: memory.followers("multiplexing") == 1)
         await memory.hub.publish("a", 1)
         assert (await first).json() == 1
         await memory.hub.publish("a", *range(10_000))  # more than the credit that the client has granted

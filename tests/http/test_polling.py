@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from tests.http.harness import BYTES, JSON, TEXT, Running, Serve
-from tests.http.wire import request
+from tests.support.server import BYTES, JSON, TEXT, Running, Serve
+from tests.support.wire import request
 
 
 async def test_a_reader_resumes_where_it_stopped(memory: Running) -> None:

@@ -12,7 +12,8 @@ import pytest
 from websockets.asyncio.client import connect
 
 import wayside
-from tests.http.harness import BYTES, JSON, TEXT, Running, Serve, eventually
+from tests.support.server import BYTES, JSON, TEXT, Running, Serve
+from tests.support.waiting import until
 from wayside import Publication, Published
 from wayside.core.errors import BadRequest, NotFound, TooLarge
 from wayside.hub import Hub
@@ -60,7 +61,7 @@ async def test_details_of_what_is_not_json(memory: Running) -> None:
     wire = await memory.connect()
     waiting = wire.ask("GET", f"{text}?offset=now", DETAILS | {"Prefer": "wait=30"})
     answered = asyncio.ensure_future(waiting)
-    await eventually(lambda: memory.waiters("t") == 1)
+    await until(lambda: memory.waiters("t") == 1)
     await memory.append(text, "\u00e4\n".encode(), TEXT)
     await memory.append(binary, b"\xff\x00", BYTES)
     assert [record["data"] for record in json.loads((await answered).body)] == ["\u00e4\n"]

@@ -17,8 +17,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Close, Frame, Opcode
 from websockets.typing import Subprotocol
 
-from tests.http.harness import BYTES, JSON, TEXT, Running, Serve, eventually
-from tests.http.wire import PATIENCE_S, Response, Wire, request
+from tests.support.server import BYTES, JSON, TEXT, Running, Serve
+from tests.support.waiting import PATIENCE_S, until
+from tests.support.wire import Response, Wire, request
 
 V1 = Subprotocol("wayside.v1")
 
@@ -102,7 +103,7 @@ async def test_a_cursor_says_where_to_begin(memory: Running) -> None:
     async with connect(_url(memory, f"{target}?offset={stem}_0000000000000002")) as socket:
         assert await socket.recv() == "3"
     async with connect(_url(memory, f"{target}?offset=now")) as socket:
-        await eventually(lambda: memory.followers("push") >= 1)
+        await until(lambda: memory.followers("push") >= 1)
         await memory.append(target, b"4", JSON)
         assert await socket.recv() == "4"
 
@@ -246,7 +247,7 @@ async def test_bad_credit_closes_the_socket(memory: Running, message: str) -> No
         assert await _until_closed(socket) == []
         assert socket.close_code == 1008
         assert "credit" in (socket.close_reason or "")
-        await eventually(lambda: memory.followers("push") == 1)
+        await until(lambda: memory.followers("push") == 1)
         await memory.append(target, b"2", JSON)
         assert await other.recv() == "2"
 
@@ -353,7 +354,7 @@ async def test_a_client_may_close(memory: Running, code: int, reason: str) -> No
     await socket.close(code, reason)
     assert socket.protocol.close_rcvd is not None
     assert socket.protocol.close_rcvd.code == code
-    await eventually(lambda: memory.followers("push") == 0 and not memory.server.connections)
+    await until(lambda: memory.followers("push") == 0 and not memory.server.connections)
     await memory.append(target, b"2", JSON)
 
 
@@ -362,9 +363,9 @@ async def test_a_client_that_vanishes_is_forgotten(memory: Running) -> None:
     target = await memory.create("a", JSON, b"[1]")
     wire = await memory.connect()
     await _handshake(wire, target)
-    await eventually(lambda: memory.followers("push") == 1)
+    await until(lambda: memory.followers("push") == 1)
     wire.reset()
-    await eventually(lambda: memory.followers("push") == 0)
+    await until(lambda: memory.followers("push") == 0)
 
 
 # -- what a good client never does
@@ -415,7 +416,7 @@ async def test_a_broken_frame_closes_the_socket(memory: Running, data: bytes, co
     assert await wire.exactly(3) == b"\x81\x011"
     await wire.send(data)
     await _closes_with(wire, code)
-    await eventually(lambda: memory.followers("push") == 0)
+    await until(lambda: memory.followers("push") == 0)
     await memory.append(target, b"2", JSON)
 
 

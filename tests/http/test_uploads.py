@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
-from tests.clock import ManualClock
-from tests.http.harness import BYTES, Gate, Running, Serve, eventually
-from tests.http.wire import PATIENCE_S, Response, Wire, chunked, request
+from tests.support.disk import Gate
+from tests.support.server import BYTES, Running, Serve
+from tests.support.waiting import PATIENCE_S, until
+from tests.support.wire import Response, Wire, chunked, request
 from wayside import Limits
 from wayside.hub import Hub
 from wayside.server.patterns.upload import Uploads
+from wayside.testing import ManualClock
 
 TUS = {"Tus-Resumable": "1.0.0"}
 PATCH = {**TUS, "Content-Type": "application/offset+octet-stream"}
@@ -364,7 +366,7 @@ async def test_reading_rests_while_the_disk_is_behind(disk: Running, gate: Gate)
     sending = asyncio.create_task(wire.send(request("PATCH", target, at(0), body)))
     await gate.reached()
     connection = disk.connection_of(wire)
-    await eventually(lambda: not connection.transport.is_reading())
+    await until(lambda: not connection.transport.is_reading())
     assert disk.hub.log.statistics().uncommitted_bytes < 4 * MIB
     assert not sending.done()
     assert connection.deadline is None  # it is the hub that is slow
@@ -395,9 +397,9 @@ async def test_what_came_before_a_cut_is_kept(disk: Running, framing: str, how: 
     elif how == "close":
         wire.close()
     else:
-        await eventually(lambda: disk.hub.log.statistics().bytes >= MIB // 2)  # a reset takes what was not read
+        await until(lambda: disk.hub.log.statistics().bytes >= MIB // 2)  # a reset takes what was not read
         wire.reset()
-    await eventually(lambda: not disk.server.connections or how == "half-close")
+    await until(lambda: not disk.server.connections or how == "half-close")
     assert await offset_of(disk, target) == MIB // 2
     assert (await disk.ask("PATCH", target, at(MIB // 2), body[MIB // 2 :])).status == 204
     await filled(disk, target, body)
@@ -411,10 +413,10 @@ async def test_a_cut_is_waited_for(disk: Running, gate: Gate) -> None:
     await wire.send(request("PATCH", target, {**at(0), "Content-Length": "10"}) + b"hello")
     await gate.reached()
     wire.reset()
-    await eventually(lambda: not disk.server.connections)
+    await until(lambda: not disk.server.connections)
     asking = asyncio.create_task(disk.ask("HEAD", target, TUS))
     going_on = asyncio.create_task(disk.ask("PATCH", target, at(5), b"world"))
-    await eventually(lambda: len(disk.server.connections) == 2)
+    await until(lambda: len(disk.server.connections) == 2)
     gate.open()
     assert (await asking)["Upload-Offset"] in ("5", "10")
     assert (await going_on).status == 204
@@ -436,7 +438,7 @@ async def test_a_client_that_stalls_is_told_and_keeps_what_it_sent(serve: Serve)
 async def test_a_commit_that_takes_long_is_no_stall(serve: Serve) -> None:
     """A client that has sent everything is not cut off for the time that the disk takes."""
     hub = await serve(disk=True, header_timeout_s=0.1)
-    gate = Gate(hub.hub)
+    gate = Gate(hub.hub.log)
     target = await make(hub, 5)
     wire = await hub.connect()
     gate.shut()
@@ -453,7 +455,7 @@ async def test_broken_chunks_end_a_body(memory: Running) -> None:
     target = await make(memory, 10)
     wire = await memory.connect()
     await wire.send(request("PATCH", target, {**at(0), "Transfer-Encoding": "chunked"}) + b"5\r\nhello\r\n")
-    await eventually(lambda: memory.hub.log.statistics().bytes >= 5)
+    await until(lambda: memory.hub.log.statistics().bytes >= 5)
     await wire.send(b"nonsense\r\n")
     assert (await wire.last_response("PATCH")).status == 400
     assert await offset_of(memory, target) == 5
@@ -466,7 +468,7 @@ async def test_a_hub_that_stops_keeps_what_came(serve: Serve) -> None:
     wire = await hub.connect()
     before = hub.hub.log.statistics().bytes
     await wire.send(request("PATCH", target, {**at(0), "Content-Length": "10"}) + b"hello")
-    await eventually(lambda: hub.hub.log.statistics().bytes >= before + 5)
+    await until(lambda: hub.hub.log.statistics().bytes >= before + 5)
     draining = asyncio.create_task(hub.server.drain(PATIENCE_S))
     answer = await wire.last_response("PATCH")
     assert (answer.status, answer["Retry-After"]) == (503, "1")
@@ -504,7 +506,7 @@ async def test_an_upload_outlives_the_hub(tmp_path: Path) -> None:
     wire = await hub.connect()
     await wire.send(request("PATCH", half, {**at(300_000), "Content-Length": "400000"}) + body[300_000:500_000])
     wire.close()
-    await eventually(lambda: not hub.server.connections)
+    await until(lambda: not hub.server.connections)
     assert await offset_of(hub, half) == 500_000
     await die(hub)
 
@@ -539,7 +541,7 @@ async def test_only_one_fills_an_upload_at_a_time(memory: Running) -> None:
     before = memory.hub.log.statistics().bytes
     wire = await memory.connect()
     await wire.send(request("PATCH", target, {**at(0), "Content-Length": "5"}) + b"he")
-    await eventually(lambda: memory.hub.log.statistics().bytes >= before + 2)
+    await until(lambda: memory.hub.log.statistics().bytes >= before + 2)
     answer = await memory.ask("PATCH", target, at(2), b"other")
     assert (answer.status, answer["Tus-Resumable"], answer["Retry-After"]) == (423, "1.0.0", "1")
     assert await offset_of(memory, target) == 2
@@ -555,7 +557,7 @@ async def test_an_upload_that_is_terminated_while_it_is_filled(memory: Running) 
     before = memory.hub.log.statistics().bytes
     wire = await memory.connect()
     await wire.send(request("PATCH", target, {**at(0), "Content-Length": "10"}) + b"hello")
-    await eventually(lambda: memory.hub.log.statistics().bytes >= before + 5)
+    await until(lambda: memory.hub.log.statistics().bytes >= before + 5)
     assert (await memory.ask("DELETE", target, TUS)).status == 204
     await wire.send(b"wo")
     assert (await wire.last_response("PATCH")).status == 404
@@ -613,7 +615,7 @@ async def test_a_cut_body_with_a_checksum_counts_for_nothing(memory: Running) ->
     headers = {**at(0), "Upload-Checksum": checksum("md5", b"helloworld"), "Content-Length": "10"}
     await wire.send(request("PATCH", target, headers) + b"hello")
     wire.close()
-    await eventually(lambda: not memory.server.connections)
+    await until(lambda: not memory.server.connections)
     assert await offset_of(memory, target) == 0
 
 
@@ -657,7 +659,7 @@ async def test_an_upload_behind_a_long_poll_waits_for_its_turn(memory: Running) 
     target = await make(memory, 5)
     wire = await memory.connect()
     await wire.send(request("GET", other, {"Prefer": "wait=20"}) + request("PATCH", target, at(0), b"hello"))
-    await eventually(lambda: memory.waiters("a") == 1)
+    await until(lambda: memory.waiters("a") == 1)
     assert await offset_of(memory, target) == 0
     await memory.append(other, b"x")
     assert (await wire.response()).status == 200

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tests.subscriptions import LEASE_S, Subscribed, pending
+from tests.support.subscriptions import LEASE_S, Subscribed, pending
 from wayside.core.errors import Refusal
 from wayside.testing import TestHub
 

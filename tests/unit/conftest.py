@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.clock import ManualClock
-from tests.support import Disk
+from tests.support.disk import Disk
 from wayside.storage.embedded.log import EmbeddedLog
+from wayside.testing import ManualClock
 
 
 @pytest.fixture

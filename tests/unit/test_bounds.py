@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.clock import ManualClock
-from tests.support import (
+from tests.support.disk import Disk
+from tests.support.followers import Plainly, Recorder, records_in
+from tests.support.log import (
     BYTES,
     TEXT,
-    Disk,
-    Plainly,
-    Recorder,
     append,
     begin_append,
     begin_create,
@@ -23,14 +21,13 @@ from tests.support import (
     delete,
     expire,
     read_records,
-    records_in,
-    turns,
-    until,
 )
+from tests.support.waiting import turns, until
 from wayside.core.errors import BadRequest, NotFound, Overloaded, StoreFull, TooLarge
 from wayside.core.limits import Limits
 from wayside.core.records import Durability, runs
 from wayside.storage.embedded.log import EmbeddedLog
+from wayside.testing import ManualClock
 
 
 @pytest.fixture

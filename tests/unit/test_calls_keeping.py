@@ -9,7 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.support import Gate, read_records, until
+from tests.support.disk import Gate
+from tests.support.log import read_records
+from tests.support.waiting import until
 from wayside.calls.housekeeping import CALLBACKS, SWEEP_S
 from wayside.core.errors import BadRequest, NotFound
 from wayside.core.limits import Limits
@@ -44,7 +46,7 @@ SECRET = new_secret()
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Receiver:
     receiver = Receiver()
-    monkeypatch.setattr("wayside.webhooks.Direct", lambda **_options: receiver)
+    monkeypatch.setattr("wayside.webhooks.standard.Direct", lambda **_options: receiver)
     return receiver
 
 
@@ -209,7 +211,7 @@ async def test_a_key_can_be_used_again_when_its_call_is_gone(test: TestHub) -> N
 
 async def test_many_old_calls_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """More calls than are looked at in one sweep go one sweep after the other, and none is waited for in between."""
-    monkeypatch.setattr("wayside.keeping.SWEEP_MAX", 3)
+    monkeypatch.setattr("wayside.calls.housekeeping.SWEEP_MAX", 3)
     async with TestHub({"job": job}, limits=Limits(call_keep_s=100.0)) as test:
         for number in range(5):
             await test.submit("job")
@@ -225,7 +227,7 @@ async def test_many_old_calls_are_let_go(monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_what_is_remembered_is_bounded(test: TestHub, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     """Calls that are forgotten in memory, for their number or their size, are read from their streams, and stay the
     same."""
-    monkeypatch.setattr(f"wayside.ledger.{bound}", 2 if bound == "RECENT_MAX" else 5000)
+    monkeypatch.setattr(f"wayside.calls.ledger.{bound}", 2 if bound == "RECENT_MAX" else 5000)
     values = [f"{number}" * 1000 for number in range(5)]
     handles = [await test.submit("job", value) for value in values]
     assert len(test.hub.calls.ledger.recent) == 2

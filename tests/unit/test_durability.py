@@ -7,9 +7,10 @@ import contextlib
 
 import pytest
 
-from tests.support import (
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk
+from tests.support.log import (
     BYTES,
-    Disk,
     append,
     begin_append,
     begin_create,
@@ -17,12 +18,11 @@ from tests.support import (
     creation,
     delete,
     offset_at,
-    patch_constants,
     read_records,
     settle,
     spool,
-    turns,
 )
+from tests.support.waiting import turns
 from wayside.core.errors import Gone, StoreFull
 from wayside.core.records import JSON, Durability, Offset
 

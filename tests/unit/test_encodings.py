@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import BYTES, TEXT, append, begin_append, create, creation, read_batches
+from tests.support.log import BYTES, TEXT, append, begin_append, create, creation, read_batches
 from wayside.core.records import JSON, Durability
 from wayside.server.exchange import CURSOR_EPOCH_S, CURSOR_INTERVAL_S, WholeBody, body_of, cursor_after
 from wayside.server.patterns.push import Bare, Envelopes, close_of
@@ -23,7 +23,7 @@ NOW_S = CURSOR_EPOCH_S + 1000 * CURSOR_INTERVAL_S
 @pytest.fixture(autouse=True)
 def _stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cursors are counted from the machine's clock: let it stand still."""
-    monkeypatch.setattr("wayside.answers.time.time", lambda: float(NOW_S))
+    monkeypatch.setattr("wayside.server.exchange.time.time", lambda: float(NOW_S))
 
 
 def _plain(data: bytes) -> bytes:
@@ -244,7 +244,7 @@ def test_a_cursor_grows_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every interval has its own number."""
     seen = []
     for seconds in (0, CURSOR_INTERVAL_S - 1, CURSOR_INTERVAL_S, 10 * CURSOR_INTERVAL_S):
-        monkeypatch.setattr("wayside.answers.time.time", lambda seconds=seconds: float(NOW_S + seconds))
+        monkeypatch.setattr("wayside.server.exchange.time.time", lambda seconds=seconds: float(NOW_S + seconds))
         seen.append(cursor_after(None))
     assert seen == [1000, 1000, 1001, 1010]
 

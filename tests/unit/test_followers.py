@@ -8,22 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.support import (
-    BYTES,
-    Disk,
-    Plainly,
-    Recorder,
-    append,
-    begin_append,
-    create,
-    creation,
-    delete,
-    patch_constants,
-    read_records,
-    records_in,
-    turns,
-    until,
-)
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk
+from tests.support.followers import Plainly, Recorder, records_in
+from tests.support.log import BYTES, append, begin_append, create, creation, delete, read_records
+from tests.support.waiting import turns, until
 from wayside.core.errors import Gone
 from wayside.core.limits import Limits
 from wayside.core.records import Batch, Durability

@@ -9,22 +9,15 @@ from typing import Any
 
 import pytest
 
-from tests.clock import ManualClock
-from tests.groups import Stage, facts
-from tests.support import (
-    BYTES,
-    Disk,
-    create,
-    creation,
-    delete,
-    patch_constants,
-    read_batches,
-    read_records,
-    until,
-)
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk
+from tests.support.groups import Stage, facts
+from tests.support.log import BYTES, create, creation, delete, read_batches, read_records
+from tests.support.waiting import until
 from wayside.core.errors import BadRequest, Conflict
 from wayside.core.records import Durability, Meta
 from wayside.storage.embedded.log import EmbeddedLog
+from wayside.testing import ManualClock
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -276,7 +269,7 @@ async def test_a_mistake_of_ours_is_told_and_the_record_is_moved_all_the_same(
     """Whatever goes wrong between the last failure and the dead letter: the record is not forgotten."""
     reported: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context["exception"]))
-    monkeypatch.setattr("wayside.deadletters.STUCK_S", 0.0)
+    monkeypatch.setattr("wayside.groups.deadletters.STUCK_S", 0.0)
     await numbers(stage, 1)
     group = await stage.put(retries=0, dead_letter="dead")
     journal = group.journal

@@ -10,26 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.clock import ManualClock
-from tests.support import (
-    BYTES,
-    Disk,
-    Plainly,
-    Recorder,
-    append,
-    begin_append,
-    create,
-    creation,
-    publish,
-    spool,
-    turns,
-    until,
-)
+from tests.support.disk import Disk
+from tests.support.followers import Plainly, Recorder
+from tests.support.log import BYTES, append, begin_append, create, creation, publish, spool
+from tests.support.waiting import turns, until
 from wayside.core.errors import BadRequest, Gone
 from wayside.core.limits import Limits
 from wayside.core.policies import Policy, key_reader, policy_of
 from wayside.core.records import Batch, Durability, Meta
 from wayside.storage.embedded.log import EmbeddedLog
+from wayside.testing import ManualClock
 
 NEWEST, PER_KEY = Policy("conflate"), Policy("conflate", "k")
 NEVER_S = 86_400.0

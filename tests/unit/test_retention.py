@@ -11,21 +11,10 @@ from typing import Any
 import apsw
 import pytest
 
-from tests.support import (
-    BYTES,
-    TEXT,
-    Disk,
-    append,
-    create,
-    creation,
-    delete,
-    patch_constants,
-    read_records,
-    retain_by_age,
-    settle,
-    turns,
-    until,
-)
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk
+from tests.support.log import BYTES, TEXT, append, create, creation, delete, read_records, retain_by_age, settle
+from tests.support.waiting import turns, until
 from wayside.core.errors import Gone
 from wayside.core.limits import Limits
 from wayside.core.records import JSON, Batch, Durability

@@ -13,22 +13,21 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support import (
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk
+from tests.support.log import (
     BYTES,
-    Disk,
     append,
     begin_append,
     begin_create,
     create,
     creation,
     delete,
-    patch_constants,
     read_batches,
     read_records,
     spool,
-    turns,
-    until,
 )
+from tests.support.waiting import turns, until
 from wayside.core.errors import Conflict, NotFound, StoreFailed, StoreFull, StoreInUse
 from wayside.core.limits import Limits
 from wayside.core.records import Durability

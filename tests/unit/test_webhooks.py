@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from tests.clock import START_MS, ManualClock
-from tests.support import Answer as Told
-from tests.support import turns, until
+from tests.support.log import Answer as Told
+from tests.support.waiting import turns, until
 from wayside.core.errors import BadRequest, Overloaded, TooLarge
+from wayside.testing import START_MS, ManualClock
 from wayside.webhooks.post import RESPONSE_BYTES_MAX, Answer, Direct, Unreachable, is_public
 from wayside.webhooks.standard import RETRY_AFTER_S_MAX, RETRY_S, Delivery, Outcome, Webhooks, new_secret, sign, verify
 
