@@ -17,7 +17,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.support.events import Event, events_of
 from tests.support.processes import WAYSIDE, Program, Run
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, eventually
 
 V1 = Subprotocol("wayside.v1")
 
@@ -213,7 +213,15 @@ def test_two_workers(run: Run, place: str) -> None:
     assert place.removeprefix("file:") in refused
     assert "process" in refused
     url = program.err.wait_for(r"Uvicorn running on (http://127\.0\.0\.1:\d+)")[1]
+    eventually(lambda: _listens(url), "a worker that listens: the other may have been refused before")
     assert httpx.post(f"{url}/orders/1", timeout=PATIENCE_S).status_code == 200
+
+
+def _listens(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/orders", timeout=PATIENCE_S).status_code == 200
+    except httpx.ConnectError:
+        return False
 
 
 def test_stop_with_followers(run: Run, place: str) -> None:

@@ -120,9 +120,14 @@ class Disk:
         self._gates.append(gate)
         return gate
 
-    async def restart(self) -> EmbeddedLog:
-        """Stop in order, and open the same directory."""
+    async def restart(self, limits: Limits | None = None) -> EmbeddedLog:
+        """Stop in order, and open the same directory: with other limits if they are given."""
         await self.log.close()
+        return self.reopen(limits)
+
+    def reopen(self, limits: Limits | None = None) -> EmbeddedLog:
+        """Open the directory of a log that has been closed."""
+        self._limits = limits or self._limits
         self.log = self._open()
         return self.log
 

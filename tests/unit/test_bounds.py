@@ -46,9 +46,7 @@ async def small(clock: ManualClock) -> Any:
 
 async def test_appends_that_wait_behind_a_commit_are_counted(disk: Disk) -> None:
     """The bound on what waits for the disk holds while a commit takes long, for each way to append."""
-    await disk.log.close()
-    disk._limits = Limits(uncommitted_bytes_max=10_000)
-    disk.log = disk._open()
+    await disk.restart(Limits(uncommitted_bytes_max=10_000))
     await create(disk.log, "a", creation(BYTES))
     await create(disk.log, "j")
     gate = disk.gate()
@@ -135,9 +133,7 @@ async def test_a_step_has_not_too_many_records(small: EmbeddedLog) -> None:
 
 async def test_a_step_has_not_too_many_records_from_the_disk(disk: Disk) -> None:
     """The same from the disk, whose rows may hold more; from any position."""
-    await disk.log.close()
-    disk._limits = Limits(read_records_max=3)
-    disk.log = disk._open()
+    await disk.restart(Limits(read_records_max=3))
     await create(disk.log, "a")
     await append(disk.log, "a", b"[1,2,3,4,5,6,7,8,9,10]")
     log = await disk.restart()

@@ -208,7 +208,7 @@ async def test_closing_ends_even_if_async_records_find_no_room(disk: Disk) -> No
     await append(disk.log, "s", b"1")
     async with asyncio.timeout(5):
         await disk.log.close()
-    disk.log = disk._open()
+    disk.reopen()
 
 
 async def test_a_full_disk_does_not_lose_what_an_async_stream_acknowledged(disk: Disk) -> None:

@@ -361,8 +361,7 @@ async def test_numbers_that_were_not_kept_stand_for_other_streams(stage: Stage, 
 @pytest.mark.usefixtures("hasty")
 async def test_what_is_still_on_its_way_counts_when_a_group_is_read_again(disk: Disk, clock: ManualClock) -> None:
     """An append that the log refuses at once does not hide the ones before it, which are kept all the same."""
-    disk._limits = Limits(uncommitted_bytes_max=20_000)
-    await disk.restart()
+    await disk.restart(Limits(uncommitted_bytes_max=20_000))
     stage = Stage(disk, clock)
     await numbers(stage, 4)
     await stage.put()
