@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.browser import Browser, start_chromium
+from tests.support.command import Command
 from tests.support.processes import Hub, Run
 
 HERE = Path(__file__).parent
@@ -60,3 +61,9 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     yield browser
     browser.quit()
     run.dispose()
+
+
+@pytest.fixture
+def wayside(shared_hub: Hub) -> Command:
+    """Commands for the hub of the file."""
+    return Command(shared_hub.url)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,10 +155,10 @@ async def use(directory: Path, paths: set[str]) -> Outcome:
         await log.close()
 
 
-def fingerprint(directory: Path) -> dict[str, str]:
-    """Every file by its bytes. The index of the write-ahead log holds nothing; an empty log is as good as none."""
+def fingerprint(directory: Path) -> dict[str, int]:
+    """Every file by a hash of its bytes. The index of the write-ahead log holds nothing; an empty log is as good as none."""
     return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        path.name: hash(path.read_bytes())
         for path in directory.iterdir()
         if not path.name.endswith("-shm") and not (path.name.endswith("-wal") and not path.stat().st_size)
     }

@@ -11,9 +11,12 @@ import pytest
 import uvloop
 
 from tests.support.disk import Gate
+from tests.support.memory import in_memory, tmp_path
 from tests.support.server import Running, Serve
 from wayside import Limits
 from wayside.hub import Hub
+
+__all__ = ["in_memory", "tmp_path"]
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

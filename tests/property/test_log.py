@@ -106,7 +106,7 @@ class LogMachine(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         patch_constants(self.patch, **CONSTANTS)
-        self.root = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+        self.root = Path(tempfile.mkdtemp(prefix="wayside-test-"))
         self.loop = asyncio.new_event_loop()
         self.clock = ManualClock()
         self.streams: dict[str, Model] = {}

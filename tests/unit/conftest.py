@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.disk import Disk
+from tests.support.memory import in_memory, tmp_path
 from wayside.storage.embedded.log import EmbeddedLog
 from wayside.testing import ManualClock
+
+__all__ = ["in_memory", "tmp_path"]
 
 
 @pytest.fixture
