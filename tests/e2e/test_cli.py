@@ -44,16 +44,6 @@ def test_serve_announces_itself(hub: Hub) -> None:
     assert httpx.get(f"{hub.url}/readyz").status_code == 200
 
 
-def test_serve_keeps_records_over_a_kill(hub: Hub) -> None:
-    """What was acknowledged is there after SIGKILL."""
-    hub.create("orders")
-    offset = hub.append("orders", "[1, 2, 3]")
-    hub.kill()
-    hub.start()
-    assert hub.read("orders") == [1, 2, 3]
-    assert httpx.head(hub.stream("orders")).headers["Stream-Next-Offset"] == offset
-
-
 def test_serve_in_memory(run: Run, tmp_path: Path) -> None:
     """``--memory`` leaves nothing on disk."""
     program = run([*WAYSIDE, "serve", "--memory", "--port", "0"], cwd=tmp_path)

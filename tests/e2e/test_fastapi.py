@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -15,8 +16,9 @@ from websockets import Subprotocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from tests.support.command import Command
 from tests.support.events import Event, events_of
-from tests.support.processes import WAYSIDE, Program, Run
+from tests.support.processes import Program, Run
 from tests.support.waiting import PATIENCE_S
 
 V1 = Subprotocol("wayside.v1")
@@ -44,10 +46,19 @@ def place(tmp_path: Path) -> str:
     return f"file:{tmp_path / 'data'}"
 
 
+@pytest.fixture(scope="module")
+def open_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
+    run = Run()
+    yield Application(run, "shop", f"file:{tmp_path_factory.mktemp('shop') / 'data'}")
+    run.dispose()
+
+
 @pytest.fixture
-def shop(run: Run, place: str) -> Application:
-    """The FastAPI application, with ``lifespan=hub.lifespan``."""
-    return Application(run, "shop", place)
+def shop(open_shop: Application) -> Iterator[Application]:
+    """The FastAPI application, with ``lifespan=hub.lifespan``: one for all tests that do not end it, without streams."""
+    yield open_shop
+    for stream in httpx.get(f"{open_shop.stream}/").json()["streams"]:
+        assert httpx.delete(f"{open_shop.stream}/{stream['path']}").status_code == 204
 
 
 def order(shop: Application, number: int) -> str:
@@ -115,14 +126,11 @@ def test_fork_by_its_mounted_path(shop: Application) -> None:
 
 
 @pytest.mark.parametrize("via", ["poll", "long-poll", "sse", "push"])
-def test_the_command_line_at_a_mount(shop: Application, run: Run, via: str) -> None:
+def test_the_command_line_at_a_mount(shop: Application, via: str) -> None:
     """The ``wayside`` command works with a mounted hub, whose server writes header names in its own way."""
-    where = {"WAYSIDE_HUB": f"{shop.url}/wayside"}
-    published = run([*WAYSIDE, "publish", "mine", '{"n": 1}'], env=where)
-    assert published.wait() == 0, published.err.text
-    tail = run([*WAYSIDE, "tail", "mine", "--via", via, "--from", "start", "-n", "1"], env=where)
-    assert tail.wait() == 0, tail.err.text
-    assert tail.out.lines == ['{"n": 1}']
+    wayside = Command(f"{shop.url}/wayside")
+    wayside("publish", "mine", '{"n": 1}')
+    assert wayside("tail", "mine", "--via", via, "--from", "start", "-n", "1") == '{"n": 1}'
 
 
 def test_a_path_is_one_path(shop: Application) -> None:
@@ -217,8 +225,9 @@ def test_two_workers(run: Run, place: str) -> None:
     assert "process" in refused
 
 
-def test_a_second_application(run: Run, shop: Application, place: str) -> None:
+def test_a_second_application(run: Run, place: str) -> None:
     """An application on a directory that another has does not start, and costs that one nothing."""
+    shop = Application(run, "shop", place)
     second = run([sys.executable, "-m", "uvicorn", "tests.e2e.mounted:shop", "--port", "0"], env={"PLACE": place})
     assert second.wait() != 0
     assert f"in use by another process (pid {shop.program.pid})" in second.err.text

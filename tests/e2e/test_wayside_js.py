@@ -423,46 +423,52 @@ CLIENT = """
 import asyncio, os, sys
 import wayside
 
-async def main(url, identity, via, path):
+async def follow(hub, identity, via, path):
     lines = open(path).read().split("\\n")[:-1] if os.path.exists(path) else []
     offset = lines[-1].split()[0] if lines else "-1"
+    with open(path, "a") as file:
+        async for event in hub.get(identity).events(via, offset=offset, interval=0.2):
+            value = event.data if event.kind == "item" else event.kind
+            file.write(f"{event.offset} {value}\\n")
+            file.flush()
+
+async def main(url, identity, directory, *ways):
     async with wayside.connect(url) as hub:
-        with open(path, "a") as file:
-            async for event in hub.get(identity).events(via, offset=offset, interval=0.2):
-                value = event.data if event.kind == "item" else event.kind
-                file.write(f"{event.offset} {value}\\n")
-                file.flush()
+        await asyncio.gather(*(follow(hub, identity, via, f"{directory}/{via}") for via in ways))
     print("done", flush=True)
 
 asyncio.run(main(*sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("via", VIA)
-def test_a_python_client_goes_on_where_it_was(run: Run, hub: Hub, tmp_path: Path, via: str) -> None:
-    """A client that is killed and started again from its last offset, while the hub is killed too, has each token once."""
+def test_a_python_client_goes_on_where_it_was(run: Run, hub: Hub, tmp_path: Path) -> None:
+    """A client that is killed and started again from its last offsets, while the hub is killed too, has each token once in
+    each of the four ways."""
     work(run, hub)
-    count, kept = 400, tmp_path / "kept"
+    count = 400
     answer = httpx.post(
         f"{hub.url}/v1/service/chat.complete?pause=0.005",
         json=count,
         headers={"Prefer": "respond-async", "Idempotency-Key": "one"},
     )
     identity = answer.headers["Location"].rpartition("/")[2]
+    command: list[str | Path] = [sys.executable, "-c", CLIENT, hub.url, identity, tmp_path, *VIA]
 
-    def lines() -> list[str]:
+    def lines(via: str) -> list[str]:
+        kept = tmp_path / via
         return kept.read_text().splitlines() if kept.exists() else []
 
     for goal in (60, 140, 220):
-        client = run([sys.executable, "-c", CLIENT, hub.url, identity, via, kept])
-        eventually(lambda goal=goal: len(lines()) > goal, f"{goal} events")  # type: ignore[misc]
+        client = run(command)
+        eventually(lambda goal=goal: all(len(lines(via)) > goal for via in VIA), f"{goal} events")  # type: ignore[misc]
         client.kill()
         if goal == 140:
             hub.kill()
             hub.start()
-    client = run([sys.executable, "-c", CLIENT, hub.url, identity, via, kept])
+    client = run(command)
     client.out.wait_for("^done$")
-    assert [line.split()[1] for line in lines()] == ["running", *map(str, range(count)), "done"]
+    for via in VIA:
+        assert [line.split()[1] for line in lines(via)] == ["running", *map(str, range(count)), "done"], via
 
 
 def test_the_example(chromium: Browser, start_hub: Callable[..., Hub]) -> None:

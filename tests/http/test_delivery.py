@@ -149,8 +149,8 @@ async def test_figures_with_and_without_a_reader_that_never_reads(memory: Runnin
         publisher = await memory.connect()
         took: list[float] = []
         records: list[bytes] = []
-        for number in range(150):
-            records.append(b"%06d" % number + b"x" * 1000)
+        for number in range(50):
+            records.append(b"%06d" % number + b"x" * 3000)
             size = len(_expected(offset, records))
             began = time.perf_counter()
             await publisher.send(post(target, records[-1]))

@@ -137,6 +137,7 @@ async def test_the_end_of_a_closed_stream_is_said(memory: Running) -> None:
         assert (json.loads(answer.body), answer["Stream-Closed"]) == (expected, "true")
     refused = await wire.ask("POST", target, JSON, b"4")
     assert (refused.status, refused["Stream-Closed"], refused.offset) == (409, "true", closed.offset)
+    assert json.loads(refused.body)["code"] == "stream-closed"
 
 
 @pytest.mark.parametrize(
