@@ -74,7 +74,8 @@ def body_of(answer: str) -> Any:
 
 def sse(text: str) -> list[dict[str, Any]]:
     """The events of a call."""
-    found = list(events_of([*text.splitlines(), ""]))
+    fields = ("", "data", "event", "id", "retry")  # a hub in the background may have said something in between
+    found = list(events_of([*(line for line in text.splitlines() if line.partition(":")[0] in fields), ""]))
     assert found[-1].type == "closed"
     return [json.loads(event.data) for event in found if event.type == "message"]
 

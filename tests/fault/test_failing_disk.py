@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.constants import patch_constants
 from tests.support.failing_disk import FailingDisk
-from tests.support.server import BYTES, JSON, TEXT, Running, ServeDirectory, stop
+from tests.support.server import BYTES, JSON, TEXT, Running, ServeDirectory, problem_of, stop
 from tests.support.waiting import until
 from tests.support.wire import Malformed, Response
 from wayside.core.errors import StoreUnusable
@@ -23,10 +23,8 @@ pytestmark = pytest.mark.fault
 
 
 def _problem(answer: Response, status: int, code: str) -> dict[str, Any]:
-    assert answer.status == status, answer
-    assert answer["Content-Type"] == "application/problem+json"
-    problem: dict[str, Any] = msgspec.json.decode(answer.body)
-    assert problem["code"] == code
+    problem = problem_of(answer)
+    assert (problem["status"], problem["code"]) == (status, code)
     return problem
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from tests.support.disk import Gate
 from tests.support.events import EventSource
 from tests.support.server import BYTES, JSON, TEXT, Running, Serve
 from tests.support.waiting import PATIENCE_S, until
+from tests.support.websocket import receive_rest
 from tests.support.wire import Response, Wire, chunked, post, request
 
 
@@ -69,16 +69,15 @@ async def test_protocol_event_streams_end_after_their_last_control(memory: Runni
 async def test_websockets_close_with_where_to_resume(memory: Running, subprotocol: str | None) -> None:
     """A WebSocket is closed with 1012 (service restart) and ``resume=OFFSET``, the client's handshake included."""
     target = await memory.create("a", TEXT, b"one")
-    host, port = memory.server.address
     offset = (await memory.ask("GET", target)).offset
     offered = [Subprotocol(subprotocol)] if subprotocol else None
-    async with connect(f"ws://{host}:{port}{target}", subprotocols=offered) as socket:
+    async with connect(memory.websocket_url(target), subprotocols=offered) as socket:
         if subprotocol:
             await socket.send('{"credit": 10}')
         first = await socket.recv()
         assert first == "one" if not subprotocol else json.loads(first)["data"] == "one"
         await _drained(memory)
-        rest = [message async for message in _until_closed(socket)]
+        rest = await receive_rest(socket)
         assert (socket.close_code, socket.close_reason) == (1012, f"resume={offset}")
         assert [json.loads(message) for message in rest] == ([{"resume": offset}] if subprotocol else [])
 
@@ -190,8 +189,7 @@ async def test_everybody_at_once(serve: Serve) -> None:
     for wire in polls:
         await wire.send(request("GET", target, {"Prefer": "wait=20"}))
     sources = [await EventSource.open(await hub.connect(), target) for _ in range(10)]
-    host, port = hub.server.address
-    sockets: list[Any] = [await connect(f"ws://{host}:{port}{target}") for _ in range(10)]
+    sockets: list[Any] = [await connect(hub.websocket_url(target)) for _ in range(10)]
     await until(lambda: hub.waiters("a") == 10 and hub.followers("push") == 10)
     writers = [await hub.connect() for _ in range(10)]
     await hub.append(target, b"[1]", JSON)
@@ -207,7 +205,7 @@ async def test_everybody_at_once(serve: Serve) -> None:
         assert [e.data for e in await source.rest()] == ["1"] + ["2"] * 10
         assert source.parser.last_id == offset
     for socket in sockets:
-        messages = [message async for message in _until_closed(socket)]
+        messages = await receive_rest(socket)
         assert messages == ["1"] + ["2"] * 10
         assert socket.close_reason == f"resume={offset}"
     await hub.hub.close()
@@ -219,11 +217,3 @@ async def _chunks(wire: Wire) -> bytes:
     while piece := await wire.chunk():
         got += piece
     return bytes(got)
-
-
-async def _until_closed(socket: Any) -> Any:
-    try:
-        while True:
-            yield await socket.recv()
-    except ConnectionClosed:
-        return

@@ -110,8 +110,7 @@ async def test_events_resume_by_their_ids(hub: Running) -> None:
 
 async def test_push_has_credit(hub: Running) -> None:
     """With ``wayside.v1``: as many as were granted, each with its cursor; resumed from any."""
-    host, port = hub.server.address
-    url = f"ws://{host}:{port}/v1/stream/orders/**"
+    url = hub.websocket_url("/v1/stream/orders/**")
     v1 = [Subprotocol("wayside.v1")]
     async with connect(url, subprotocols=v1) as socket, asyncio.timeout(PATIENCE_S):
         await socket.send('{"credit":4}')
@@ -129,8 +128,7 @@ async def test_push_has_credit(hub: Running) -> None:
 
 async def test_a_stop_says_where_to_resume(hub: Running) -> None:
     """As for any stream."""
-    host, port = hub.server.address
-    async with connect(f"ws://{host}:{port}/v1/stream/orders/**") as socket, asyncio.timeout(PATIENCE_S):
+    async with connect(hub.websocket_url("/v1/stream/orders/**")) as socket, asyncio.timeout(PATIENCE_S):
         for _ in range(10):
             await socket.recv()
         at = (await hub.ask("HEAD", ALL)).offset
@@ -209,9 +207,8 @@ def _of(records: list[Record]) -> dict[str, list[bytes]]:
 @pytest.mark.parametrize("way", ["client", "hub"])
 async def test_python_reads_records_with_their_stream(hub: Running, way: str) -> None:
     """Data as it was published, and an offset that resumes all of them; over a connection and in the hub's process."""
-    host, port = hub.server.address
     await hub.create("orders/bytes", BYTES, b"\x00\xff")
-    async with wayside.connect(f"http://{host}:{port}") as client:
+    async with wayside.connect(hub.url) as client:
 
         def read(offset: str = "-1", follow: bool = True) -> AsyncIterator[Record]:
             source: Any = client if way == "client" else hub.hub
@@ -231,8 +228,7 @@ async def test_python_reads_records_with_their_stream(hub: Running, way: str) ->
 
 async def test_a_channel_refuses_what_is_no_glob(hub: Running) -> None:
     """And the connection goes on."""
-    host, port = hub.server.address
-    async with wayside.connect(f"http://{host}:{port}") as client:
+    async with wayside.connect(hub.url) as client:
         with pytest.raises(wayside.Refusal) as refused:
             await _first(client.read("orders-*/**"), 1)
         assert refused.value.code == "glob-invalid"

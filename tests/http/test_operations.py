@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.disk import Gate
 from tests.support.events import EventSource
-from tests.support.server import JSON, TEXT, Running, Serve
+from tests.support.server import JSON, TEXT, Running, Serve, problem_of
 from tests.support.services import offer
 from tests.support.waiting import until
 from tests.support.wire import Response, request
@@ -21,17 +21,14 @@ from wayside.calls.call import Outcome
 
 
 def _problem(answer: Response) -> dict[str, Any]:
-    """The problem document of a refusal, which must be a whole one."""
-    assert answer["Content-Type"] == "application/problem+json"
+    """The problem document of a refusal, which must be a whole one, and kept by no cache."""
+    problem = problem_of(answer)
     assert answer["Cache-Control"] == "no-store"
-    problem: dict[str, Any] = json.loads(answer.body)
-    assert problem["status"] == answer.status
     assert problem["type"] == f"urn:wayside:problem:{problem['code']}"
     assert re.fullmatch("[a-z0-9-]+", problem["code"])
     assert problem["title"]
     assert len(problem["detail"]) > 20
     assert isinstance(problem["retry"], bool)
-    assert problem["request_id"] == answer["X-Request-Id"]
     return problem
 
 

@@ -132,8 +132,7 @@ async def test_a_long_poll_that_waits_conflates_what_comes(memory: Running) -> N
 async def test_credit_over_a_websocket_is_spent_on_what_is_sent(memory: Running) -> None:
     """With ``wayside.v1`` a reader without credit misses what a slow one does."""
     target = await memory.create("a", JSON, b"[1,2,3]")
-    host, port = memory.server.address
-    url = f"ws://{host}:{port}{target}?policy=conflate"
+    url = memory.websocket_url(f"{target}?policy=conflate")
     async with connect_websocket(url, subprotocols=[Subprotocol("wayside.v1")]) as socket:
         await memory.append(target, b"[4,5]", JSON)
         await socket.send('{"credit": 2}')
@@ -194,8 +193,7 @@ async def test_a_reader_that_lags_is_ended_with_where_to_resume(memory: Running)
 async def test_a_push_that_lags_is_closed_with_where_to_resume(memory: Running, enveloped: bool) -> None:
     """A WebSocket is closed with 4408; with ``wayside.v1`` a message says the same before."""
     target = await memory.create("a", JSON)
-    host, port = memory.server.address
-    url = f"ws://{host}:{port}{target}?policy=disconnect&lag=2"
+    url = memory.websocket_url(f"{target}?policy=disconnect&lag=2")
     protocols = [Subprotocol("wayside.v1")] if enveloped else None
     messages = []
     wire = await memory.connect(receive_buffer=4096)
@@ -267,8 +265,7 @@ async def test_the_python_client_reads_with_a_policy(memory: Running) -> None:
     """Over ``/v1/connect``, across the newest of each key; and in the hub's own process."""
     target = await memory.create("a", JSON, b'[{"k":1},{"k":2},{"k":1,"n":2}]')
     await memory.ask("POST", target, {"Stream-Closed": "true"})
-    host, port = memory.server.address
-    async with connect(f"http://{host}:{port}") as client:
+    async with connect(memory.url) as client:
         remote = [record async for record in client.read("a", policy="conflate", key="k")]
     local = [record async for record in memory.hub.read("a", policy="conflate", key="k")]
     assert [record.json() for record in remote] == [{"k": 2}, {"k": 1, "n": 2}]
@@ -278,8 +275,7 @@ async def test_the_python_client_reads_with_a_policy(memory: Running) -> None:
 async def test_the_python_client_is_told_that_it_lagged(memory: Running) -> None:
     """``Lagged`` says where to read on."""
     await memory.create("a", JSON)
-    host, port = memory.server.address
-    async with connect(f"http://{host}:{port}") as client:
+    async with connect(memory.url) as client:
         reader = client.read("a", policy="disconnect", lag=10)
         first = asyncio.ensure_future(anext(reader))
         await until(lambda: memory.followers("multiplexing") == 1)
@@ -296,8 +292,7 @@ async def test_the_python_client_is_told_that_it_lagged(memory: Running) -> None
 async def test_the_python_client_is_refused_what_makes_no_sense(memory: Running, policy: PolicyName, code: str) -> None:
     """With the codes of HTTP."""
     await memory.create("a", TEXT, b"1")
-    host, port = memory.server.address
-    async with connect(f"http://{host}:{port}") as client:
+    async with connect(memory.url) as client:
         with pytest.raises(Exception) as refused:
             await anext(client.read("a", policy=policy, key="k", lag=1 if policy == "sample" else 0))
     assert getattr(refused.value, "code", None) == code
@@ -308,10 +303,9 @@ async def test_the_command_line_reads_with_a_policy(memory: Running, via: str) -
     """By each way; and one that lagged is told so."""
     target = await memory.create("a", JSON, b"[1,2,3]")
     await memory.ask("POST", target, {"Stream-Closed": "true"})
-    host, port = memory.server.address
 
     def read(parameters: dict[str, str]) -> list[bytes]:
-        client = Client(f"http://{host}:{port}")
+        client = Client(memory.url)
         try:
             return [data for _, data in client.follow("a", via, "-1", parameters=parameters)]
         finally:

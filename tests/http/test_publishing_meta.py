@@ -173,7 +173,7 @@ async def test_expired_records_are_given_to_nobody() -> None:
             assert (
                 json.dumps([r["data"] for r in await details(hub, target)], separators=(",", ":")).encode() == expected
             )
-            async with wayside.connect(f"http://{hub.server.address[0]}:{hub.server.address[1]}") as client:
+            async with wayside.connect(hub.url) as client:
                 assert [r.json() async for r in client.read("s", follow=False)] == json.loads(expected)
             assert [r.json() async for r in test.hub.read("s", follow=False)] == json.loads(expected)
             await test.advance(5)
@@ -240,7 +240,7 @@ async def test_records_of_one_publisher_stay_in_order(serve: Serve) -> None:
     """Those with an id, those without, batches and single ones, one after another on one connection without waiting."""
     hub = await serve(disk=True)
     await hub.create("s", JSON)
-    async with wayside.connect(f"http://{hub.server.address[0]}:{hub.server.address[1]}") as client:
+    async with wayside.connect(hub.url) as client:
         sent: list[Any] = []
         for number in range(0, 40, 4):
             sent.append(client.publish("s", number, id=f"i-{number}"))
@@ -258,7 +258,7 @@ async def test_push_in_envelopes_says_it_too(serve: Serve) -> None:
     target = await hub.create("s", JSON)
     await hub.append(target, b"1", JSON)
     await hub.append(target, b"2", JSON | {"Wayside-Key": "k", "Wayside-Header-A": "b"})
-    url = f"ws://{hub.server.address[0]}:{hub.server.address[1]}{target}"
+    url = hub.websocket_url(target)
     async with connect(url, subprotocols=["wayside.v1"]) as socket:  # type: ignore[list-item]
         await socket.send('{"credit":2}')
         messages = [json.loads(await socket.recv()) for _ in range(2)]

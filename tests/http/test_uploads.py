@@ -8,11 +8,12 @@ import hashlib
 import random
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.support.asgi import Asgi
 from tests.support.disk import Gate
 from tests.support.server import BYTES, Running, Serve
 from tests.support.waiting import PATIENCE_S, until
@@ -725,48 +726,23 @@ async def test_an_upload_is_read_while_it_is_filled(memory: Running) -> None:
 # -- as ASGI
 
 
-class Asgi:
-    """Calls a hub's ASGI application as a server does, mounted at ``/hub``; a body of None is a client that goes."""
-
-    def __init__(self, hub: Hub) -> None:
-        self._app = hub.asgi()
-
-    async def __call__(
-        self, method: str, path: str, headers: Mapping[str, str], *parts: bytes | None, stall: bool = False
-    ) -> tuple[int, dict[str, str]]:
-        """Status and headers; 0 where there was no answer."""
-        sent: list[Any] = []
-        inbox: list[Any] = [
-            {"type": "http.request", "body": part or b"", "more_body": True} for part in parts or (b"",)
-        ]
-        answered = asyncio.Event()
-        if parts and parts[-1] is None:
-            inbox[-1] = {"type": "http.disconnect"}
-        elif not stall:
-            inbox[-1]["more_body"] = False
-
-        async def receive() -> Any:
-            if inbox:
-                return inbox.pop(0)
-            await answered.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        fields = {"host": "app", **{name.lower(): value for name, value in headers.items()}}
-        scope = {
-            "type": "http",
-            "method": method,
-            "path": f"/hub{path}",
-            "root_path": "/hub",
-            "headers": [(name.encode(), value.encode()) for name, value in fields.items()],
-        }
-        await self._app(scope, receive, send)
-        answered.set()
-        if not sent:
-            return 0, {}
-        return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+async def _through_asgi(
+    hub: Hub, method: str, path: str, headers: Mapping[str, str], *parts: bytes | None, stall: bool = False
+) -> tuple[int, dict[str, str]]:
+    """Status and headers of an answer, as an application gives it that has the hub at ``/hub``; 0 where there was none. A
+    part of None is a client that goes."""
+    request = Asgi(hub, method, path, {"host": "app", **headers}, b"", root_path="/hub", more=bool(parts))
+    for number, part in enumerate(parts, 1):
+        if part is None:
+            request.leave()
+        else:
+            request.part(part, more=stall or number < len(parts))
+    async with asyncio.timeout(PATIENCE_S):
+        await request.task
+    if request.sent.empty():
+        return 0, {}
+    answer = await request.head()
+    return answer.status, answer.headers
 
 
 @pytest.mark.parametrize("kind", ["memory:", "file:"])
@@ -779,7 +755,7 @@ async def test_uploads_through_asgi(kind: str, tmp_path: Path) -> None:
 
 
 async def _upload_through_asgi(hub: Hub) -> None:
-    asgi = Asgi(hub)
+    asgi = partial(_through_asgi, hub)
     body = some_bytes(100_000)
     status, answer = await asgi("POST", UPLOADS, {**TUS, "Upload-Length": str(len(body))})
     assert status == 201
@@ -798,7 +774,7 @@ async def _upload_through_asgi(hub: Hub) -> None:
 
 async def test_a_checksum_through_asgi(hub: Hub) -> None:
     """A body with a checksum is verified there too."""
-    asgi = Asgi(hub)
+    asgi = partial(_through_asgi, hub)
     _, answer = await asgi("POST", UPLOADS, {**TUS, "Upload-Length": "5"})
     target = answer["location"].removeprefix("http://app/hub")
     assert (await asgi("PATCH", target, {**at(0), "Upload-Checksum": checksum("md5", b"x")}, b"hello"))[0] == 460
@@ -809,7 +785,7 @@ async def test_a_checksum_through_asgi(hub: Hub) -> None:
 async def test_a_stall_through_asgi() -> None:
     """A client that stalls is told so there too, and what it sent is kept."""
     async with Hub("memory:", limits=Limits(header_timeout_s=0.05)) as hub:
-        asgi = Asgi(hub)
+        asgi = partial(_through_asgi, hub)
         _, answer = await asgi("POST", UPLOADS, {**TUS, "Upload-Length": "10"})
         target = answer["location"].removeprefix("http://app/hub")
         assert (await asgi("PATCH", target, at(0), b"hello", stall=True))[0] == 408

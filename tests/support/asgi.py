@@ -24,7 +24,9 @@ class Asgi:
         body: bytes | None,
         *,
         root_path: str = "",
+        more: bool = False,
     ) -> None:
+        """``more`` of the body comes by :meth:`part`."""
         path, _, query = target.partition("?")
         self._scope: dict[str, Any] = {
             "type": "http",
@@ -36,7 +38,7 @@ class Asgi:
             "headers": [(n.lower().encode(), v.encode("latin-1")) for n, v in (headers or {}).items()],
         }
         self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._incoming.put_nowait({"type": "http.request", "body": body or b""})
+        self.part(body or b"", more=more)
         self.sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.task = asyncio.ensure_future(self._run(hub))
 
@@ -45,6 +47,9 @@ class Asgi:
             self.sent.put_nowait(dict(message))
 
         await hub.asgi()(self._scope, self._incoming.get, send)
+
+    def part(self, data: bytes, *, more: bool = False) -> None:
+        self._incoming.put_nowait({"type": "http.request", "body": data, "more_body": more})
 
     def leave(self) -> None:
         self._incoming.put_nowait({"type": "http.disconnect"})

@@ -56,6 +56,14 @@ class Running:
         assert answer.status == 200, answer
         return answer.body
 
+    @property
+    def url(self) -> str:
+        host, port = self.server.address
+        return f"http://{host}:{port}"
+
+    def websocket_url(self, target: str) -> str:
+        return f"ws{self.url.removeprefix('http')}{target}"
+
     def connection_of(self, wire: Wire) -> Any:
         """The server's side of a connection."""
         for connection in self.server.connections:
