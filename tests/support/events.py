@@ -134,3 +134,11 @@ def events_of(lines: Iterable[str]) -> Iterator[Event]:
         parser.feed(f"{line}\n".encode())
         while parser.events:
             yield parser.events.popleft()
+
+
+def events_in(data: bytes) -> list[Event]:
+    """The events of bytes that end after a whole one."""
+    parser = EventParser()
+    parser.feed(data)
+    assert parser.is_whole
+    return list(parser.events)
