@@ -1,4 +1,4 @@
-.PHONY: help run test check format bench bench-peers clean
+.PHONY: help run test check house format bench bench-peers clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,6 +21,10 @@ check: ## formatting, lint, types and import contracts
 	@.venv/bin/ruff check
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-logo
+
+house: ## count and draw what the source is made of; ARGS="--base REV" for another revision beside it, "--svg FILE"
+	@scripts/setup
+	@.venv/bin/python -m scripts.house $(ARGS)
 
 format: ## format the code and fix what ruff can fix
 	@scripts/setup

@@ -23,10 +23,13 @@ from wayside.calls.workers import Leases, LocalWorker
 from wayside.client.client import CallHandle, Client
 from wayside.client.connection import Channels, Local
 from wayside.client.subscriber import Subscribers, Subscribing, Subscription
+from wayside.core.callbacks import Done
 from wayside.core.clock import Clock, SystemClock
+from wayside.core.engine import Engine
 from wayside.core.errors import BadRequest
 from wayside.core.limits import Limits
 from wayside.core.records import require_public
+from wayside.groups.events import GroupSpec
 from wayside.groups.registry import Groups
 from wayside.groups.webhook import GroupPush
 from wayside.inprocess import InProcess
@@ -35,10 +38,12 @@ from wayside.server.http.listener import Server
 from wayside.server.http.metrics import Operations
 from wayside.server.http.routes import Routes
 from wayside.server.patterns.multiplexing import Connections
+from wayside.storage.embedded.engine import EmbeddedEngine
 from wayside.storage.embedded.files import CHECKED_VFS
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.storage.memory import MemoryEngine
 from wayside.streams.delayed import Delaying
 from wayside.streams.presence import Presence
+from wayside.streams.streams import Streams
 from wayside.webhooks.post import Direct
 from wayside.webhooks.standard import Webhooks
 from wayside.webhooks.subscriptions import Subscriptions
@@ -75,6 +80,7 @@ class Hub(InProcess, Subscribing):
         limits: Limits | None = None,
         clock: Clock | None = None,
         vfs: str = CHECKED_VFS,
+        engine: Engine | None = None,
         webhook_secrets: Sequence[str] = (),
         webhook_private: bool = False,
     ) -> None:
@@ -90,6 +96,7 @@ class Hub(InProcess, Subscribing):
         self.webhook_secrets = list(webhook_secrets)
         self.webhook_private = webhook_private
         self._vfs = vfs
+        self._engine = engine
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting: asyncio.Task[None] | None = None
         self._closed = False
@@ -118,14 +125,18 @@ class Hub(InProcess, Subscribing):
     # -- parts, each made when it is first needed: a hub that is only imported opens no store
 
     @functools.cached_property
-    def log(self) -> EmbeddedLog:
+    def log(self) -> Streams:
         """What stores its streams. Raises where the directory cannot be opened."""
         if self._lent:
             raise RuntimeError(
                 f"In a worker this stands for the hub at {self.url}, for calls, publish and read only: for anything else "
                 "use wayside.connect."
             )
-        return EmbeddedLog(self.directory, limits=self.limits, clock=self.clock, vfs=self._vfs)
+        engine = self._engine
+        if engine is None:
+            vfs, clock = self._vfs, self.clock
+            engine = EmbeddedEngine(self.directory, vfs=vfs, clock=clock) if self.directory else MemoryEngine()
+        return Streams(engine, limits=self.limits, clock=self.clock)
 
     @functools.cached_property
     def calls(self) -> Calls:
@@ -145,7 +156,10 @@ class Hub(InProcess, Subscribing):
 
     @functools.cached_property
     def groups(self) -> Groups:
-        return Groups(self.log, self.clock, self.calls.timers)
+        push, timers = self.group_push, self.calls.timers
+        if push is None:
+            return Groups(self.log, self.clock, timers)
+        return Groups(self.log, self.clock, timers, push.check, push.specified)
 
     @functools.cached_property
     def group_push(self) -> GroupPush | None:
@@ -154,7 +168,11 @@ class Hub(InProcess, Subscribing):
             return None
         transport = Direct(allow_private=self.webhook_private)
         private, secrets = self.webhook_private, self.webhook_secrets
-        return GroupPush(self.groups, self.clock, secrets=secrets, allow_private=private, transport=transport)
+
+        def put(name: str, spec: GroupSpec, done: Done) -> None:
+            self.groups.put(name, spec, done)  # which are given what pushes for them
+
+        return GroupPush(self.clock, put, secrets=secrets, allow_private=private, transport=transport)
 
     @functools.cached_property
     def connections(self) -> Connections:
@@ -226,8 +244,8 @@ class Hub(InProcess, Subscribing):
 
     async def _begin(self) -> None:
         """Take up what was. Where that fails, ``_starting`` says so to everybody who would use the hub."""
+        await self.log.ready()
         await self.keeping.start()
-        _ = self.group_push
         await self.groups.start()  # before anything is appended: they look for what a crash took
         await self.delaying.start()
         await self.subscriptions.start()
@@ -259,8 +277,8 @@ class Hub(InProcess, Subscribing):
                 self.groups.stop()
                 self.calls.stop()
                 await self.log.close()
-            elif "log" in self.__dict__ and self.log.store is not None:
-                self.log.store.close()
+            elif "log" in self.__dict__:
+                await self.log.engine.close()
 
     async def rest(self, seconds: float | None = None) -> None:
         """Take no more calls in this process; let handlers finish, for so long (as long as a drain may take, unless it is

@@ -30,10 +30,10 @@ from wayside.core.records import (
     StreamInfo,
     require_public,
 )
-from wayside.storage.embedded.log import EmbeddedLog
 from wayside.streams.contract import Reader, StreamView
 from wayside.streams.delayed import Delaying, Held, Item
 from wayside.streams.presence import Presence, PresenceEvent, Presences
+from wayside.streams.streams import Streams
 from wayside.streams.union import unwrap
 
 __all__ = ["Batches", "InProcess", "Inlet"]
@@ -128,7 +128,7 @@ class InProcess:
     _lent: bool
 
     @property
-    def log(self) -> EmbeddedLog:
+    def log(self) -> Streams:
         """What stores its streams."""
         raise NotImplementedError
 

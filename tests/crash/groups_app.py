@@ -32,9 +32,10 @@ from wayside.cli.process import configure_logs, leave, stop_event
 from wayside.cli.serve import serve_hub
 from wayside.client.connection import Unreachable
 from wayside.client.delivery import Delivery
+from wayside.core.callbacks import Done
 from wayside.core.errors import LeaseFenced, NotFound, UnknownOutcome
 from wayside.groups.events import Dead, Event
-from wayside.groups.journal import Journal, Kept
+from wayside.groups.journal import Journal
 
 LEASE_S = 1.0
 DRAIN_S = 0.4
@@ -333,11 +334,11 @@ def die_at(point: str) -> None:
     def die(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def dying(journal: Journal, events: list[Event], appends: Any, kept: Kept, offsets: Any = None) -> None:
+    def dying(journal: Journal, events: list[Event], appends: Any, done: Done) -> None:
         buries = any(isinstance(event, Dead) for event in events)
         if buries and point == "before":
             die()
-        transact(journal, events, appends, die if buries and point == "after" else kept, offsets)
+        transact(journal, events, appends, die if buries and point == "after" else done)
         if buries and point == "during":
             die()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import patch
 
+from tests.support.embedded import embedded, store_of
 from tests.support.log import (
     BYTES,
     TEXT,
@@ -24,7 +25,7 @@ from tests.support.log import (
 from wayside.core.errors import DamagedStore, NotFound
 from wayside.core.records import Durability
 from wayside.storage.embedded import store
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 from wayside.testing import ManualClock
 
 DAMAGED = "damaged"
@@ -53,7 +54,7 @@ class Outcome:
 async def make(root: Path, *, closed: bool) -> Sample:
     """``closed``: everything in the database. Else as a crash leaves it: half of it in the write-ahead log."""
     live = root / "live"
-    log = EmbeddedLog(live, clock=ManualClock())
+    log = embedded(live, clock=ManualClock())
     log.start()
     await create(log, "json", creation())
     await create(log, "text", creation(TEXT))
@@ -73,9 +74,9 @@ async def make(root: Path, *, closed: bool) -> Sample:
     await delete(log, "deleted")
     await settle(log)
     await log.close()
-    log = EmbeddedLog(live, clock=ManualClock())  # all of it is in the database now
+    log = embedded(live, clock=ManualClock())  # all of it is in the database now
     log.start()
-    assert log.store is not None
+    assert store_of(log) is not None
     await _fill(log, 1)
     await _fill(log, 2)
     await settle(log)
@@ -84,7 +85,7 @@ async def make(root: Path, *, closed: bool) -> Sample:
             await append(log, "json", b"%d" % number)
     await _fill(log, 3, 3)
     await settle(log)
-    while log.store.has_garbage:  # noqa: ASYNC110 - freeing it would be the last transaction
+    while store_of(log).has_garbage:  # noqa: ASYNC110 - freeing it would be the last transaction
         await asyncio.sleep(0.01)
     sample = Sample(root / "sample")
     sample.before = _require_whole(await content_of(log))
@@ -102,7 +103,7 @@ async def make(root: Path, *, closed: bool) -> Sample:
     return sample
 
 
-async def _fill(log: EmbeddedLog, turn: int, json: int = 10) -> None:
+async def _fill(log: Streams, turn: int, json: int = 10) -> None:
     for number in range(json):
         await append(log, "json", b'[%d, {"turn": %d, "pad": "%s"}]' % (number, turn, b"." * 40 * number))
     for number in range(4):
@@ -119,7 +120,7 @@ def _require_whole(content: dict[str, Content | str]) -> dict[str, Content]:
     return whole
 
 
-async def content_of(log: EmbeddedLog, paths: set[str] | None = None) -> dict[str, Content | str]:
+async def content_of(log: Streams, paths: set[str] | None = None) -> dict[str, Content | str]:
     """Every stream as a reader is given it; ``paths`` are asked for even where they are not listed."""
     found: dict[str, Content | str] = {}
     listed: set[str] = set()
@@ -143,15 +144,15 @@ async def content_of(log: EmbeddedLog, paths: set[str] | None = None) -> dict[st
 async def use(directory: Path, paths: set[str]) -> Outcome:
     """Open a copy and read all of it; then let go of it as a crash would."""
     try:
-        log = EmbeddedLog(directory, clock=ManualClock())
+        log = embedded(directory, clock=ManualClock())
     except DamagedStore as refusal:
         return Outcome(None, refusal)
     log.start()
     try:
         return Outcome(await content_of(log, paths))
     finally:
-        assert log.store is not None
-        log.store.failed = "the test is over"  # nothing is written on the way out
+        assert store_of(log) is not None
+        store_of(log).failed = "the test is over"  # nothing is written on the way out
         await log.close()
 
 

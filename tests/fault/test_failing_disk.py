@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from tests.support.constants import patch_constants
+from tests.support.embedded import store_of
 from tests.support.failing_disk import FailingDisk
 from tests.support.server import BYTES, JSON, TEXT, Running, ServeDirectory, problem_of, stop
 from tests.support.waiting import until
@@ -113,7 +114,7 @@ async def test_a_checkpoint_that_fails(
 ) -> None:
     """When the log cannot be copied into the database, what was acknowledged is still in the log; nothing more is."""
     running = await _start(serve, tmp_path, disk)
-    store: Any = running.hub.log.store
+    store: Any = store_of(running.hub.log)
     maintain = store.maintain
 
     def failing() -> None:

@@ -24,13 +24,13 @@ from tests.support.log import append, create, creation, settle
 from tests.support.server import BYTES, JSON, TEXT, Running, ServeDirectory, stop
 from tests.support.waiting import until
 from tests.support.wire import Response, Wire
+from wayside.core.engine import CreateStream, Head, Put, Unit
 from wayside.core.errors import Gone, StoreFull
 from wayside.core.records import Durability, StreamConfig
 from wayside.hub import Hub
 from wayside.storage.embedded.check import check
 from wayside.storage.embedded.files import DATABASE, PAGE_BYTES
 from wayside.storage.embedded.store import Store
-from wayside.storage.embedded.tables import CreateStream, Put, StreamRow, Unit
 
 pytestmark = pytest.mark.fault
 
@@ -244,7 +244,7 @@ def test_no_commit_is_left_in_doubt_by_the_index_of_the_log(volume: Volume) -> N
     done, or refused for lack of room, and never half known."""
     volume.make_room()
     store = Store(volume.data, now_ms=0)
-    row = StreamRow(store.take_epoch(), "s", StreamConfig(), [(0, store.epoch_next)])
+    row = Head(store.take_epoch(), "s", StreamConfig(), [(0, store.epoch_next)])
     store.commit(Unit([CreateStream(row)], []))
     position = 0
 

@@ -57,18 +57,18 @@ async def test_the_wall_clock_jumps(stage: Stage, clock: ManualClock, jump_ms: i
     member = await stage.member()
     lost, extended, failed = member.take()
     await member.settle((), [failed.nack(delay_s=8)], [extended.extend(15)])
-    clock._start_ms += jump_ms
+    clock.jump(jump_ms / 1000)
     await stage.advance(7.9)
     assert not member.got
     await stage.advance(0.2)
     assert [held.position for held in member.take()] == [failed.position]
-    clock._start_ms += jump_ms
+    clock.jump(jump_ms / 1000)
     await stage.advance(1.8)
     assert not member.got
     await stage.advance(0.2)
     assert [(held.position, held.attempt) for held in member.take()] == [(lost.position, 2)]
     assert (await member.ack(lost)).refused[0].code == "lease-fenced"
-    clock._start_ms -= 2 * jump_ms
+    clock.jump(-2 * jump_ms / 1000)
     await stage.advance(4.8)
     assert not member.got
     assert (await member.ack(extended)).acked == 1
@@ -85,7 +85,7 @@ async def test_the_wall_clock_jumps_while_there_is_no_hub(stage: Stage, clock: M
     member = await stage.member()
     held, failed = member.take()
     await member.settle((), [failed.nack(delay_s=30)])
-    clock._start_ms += jump_ms
+    clock.jump(jump_ms / 1000)
     await stage.crash()
     back = await PuppetMember(stage, "g", "m").join()
     if jump_ms > 0:
@@ -191,7 +191,7 @@ async def _after_crash(stage: Stage) -> str:
     assert stage.disk is not None
     await stage.disk.crash()
     stage.groups.stop()
-    stage._take_up()
+    stage.take_up()
     state = await stage.kept()
     (partition,) = state.partitions.values()
     places = {"in-flight": len(partition.leased), "waiting": len(partition.waiting), "dead": len(state.dead)}

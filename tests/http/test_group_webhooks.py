@@ -137,14 +137,14 @@ async def test_a_transport_that_breaks_costs_attempts_and_no_room(hub: Hub, rece
     """Whatever is raised is a failed attempt: others go on, and the record is dead in the end."""
     url = receiver.url
     assert hub.group_push is not None
-    post = hub.group_push._transport
+    post = hub.group_push.transport
 
     def broken(url: str, headers: Mapping[str, str], body: bytes) -> Answer:
         if body == b'{"n":1}':
             raise RuntimeError("broken")
         return post(url, headers, body)
 
-    hub.group_push._transport = broken
+    hub.group_push.transport = broken
     group = await put(hub, url, webhook_concurrency=1, retries=2)
     await hub.publish("orders/eu", {"n": 1}, {"n": 2}, {"n": 3})
     await until(lambda: group.journal.state.counts["acked"] == 2 and group.journal.state.counts["dead"] == 1)

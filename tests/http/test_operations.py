@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.disk import Gate
+from tests.support.embedded import store_of
 from tests.support.events import EventSource
 from tests.support.server import JSON, TEXT, Running, Serve, problem_of
 from tests.support.services import offer
@@ -113,7 +114,7 @@ async def test_a_hub_whose_store_has_failed_is_alive_and_not_ready(disk: Running
     def fail(_unit: object) -> None:
         raise OSError(5, "Input/output error")
 
-    store: Any = disk.hub.log.store
+    store: Any = store_of(disk.hub.log)
     store.commit = fail
     assert (await disk.ask("POST", target, TEXT, b"two")).status in (500, 503)
     answer = await disk.ask("GET", "/readyz")

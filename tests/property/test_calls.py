@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.support.calls import Key, PuppetWorker
+from tests.support.embedded import store_of
 from tests.support.log import read_records
 from wayside.calls import call
 from wayside.calls.call import State
@@ -330,7 +331,7 @@ class CallsMachine(RuleBasedStateMachine):
         end = f.FinishFrame(0, *key, msgspec.json.encode(value), "application/json")
 
         async def crash() -> None:
-            store = self.test.hub.log.store
+            store = store_of(self.test.hub.log)
             assert store is not None
             commit = store.commit
 

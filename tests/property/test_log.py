@@ -23,6 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.support.constants import patch_constants
 from tests.support.disk import Disk, Gate
+from tests.support.embedded import embedded
 from tests.support.followers import Plainly, Recorder, records_in
 from tests.support.log import (
     BYTES,
@@ -40,7 +41,7 @@ from tests.support.waiting import turns
 from wayside.core.errors import Gone, Refusal
 from wayside.core.limits import Limits
 from wayside.core.records import JSON, Durability, Meta, Offset
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 from wayside.testing import ManualClock
 
 PATHS = ["a", "b", "c", "d"]
@@ -124,7 +125,7 @@ class LogMachine(RuleBasedStateMachine):
         async def start() -> None:
             self.disk = Disk(self.root, limits=LIMITS, clock=self.clock)
             self.gate = Gate(self.disk.log)
-            self.memory = EmbeddedLog(None, limits=LIMITS, clock=self.clock)
+            self.memory = embedded(None, limits=LIMITS, clock=self.clock)
             self.memory.start()
 
         self.run(start())
@@ -142,7 +143,7 @@ class LogMachine(RuleBasedStateMachine):
         return self.loop.run_until_complete(work)
 
     @property
-    def log(self) -> EmbeddedLog:
+    def log(self) -> Streams:
         return self.disk.log
 
     def alive(self) -> list[Model]:
@@ -161,7 +162,7 @@ class LogMachine(RuleBasedStateMachine):
         except Refusal as refusal:
             return refusal.code
 
-    async def both(self, stream: Model, begin: Callable[[EmbeddedLog, str], Answer]) -> Any:
+    async def both(self, stream: Model, begin: Callable[[Streams, str], Answer]) -> Any:
         """The outcome on disk, which must be that in memory too: same code, or same position and flags."""
         mine = await self.outcome(lambda: begin(self.log, stream.path))
         if stream.twin is not None:

@@ -13,7 +13,7 @@ from wayside.calls.call import Call, Request
 from wayside.calls.queue import worker_name
 from wayside.core.codecs import Payload
 from wayside.link import frames as f
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 from wayside.testing import TestHub
 
 Key = tuple[str, int]
@@ -118,7 +118,7 @@ def request(test: TestHub, service: str, value: Any = None, **options: Any) -> R
     return test.hub.calls.request(service, Payload(msgspec.json.encode(value), "application/json"), **options)
 
 
-async def events(log: EmbeddedLog, identity: str) -> list[str]:
+async def events(log: Streams, identity: str) -> list[str]:
     """What is in a call's stream, after the request."""
     records = await read_records(log, f"__call/{identity}")
     return [msgspec.json.decode(record)["event"] for record in records[1:]]

@@ -9,18 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.support.embedded import embedded, store_of
 from tests.support.waiting import PATIENCE_S
 from wayside.core.errors import StoreFull
 from wayside.core.limits import Limits
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 from wayside.testing import ManualClock
 
 
 class Gate:
     """Stands between a log's writer and its disk. Shut, it holds commits back; ``let`` passes some."""
 
-    def __init__(self, log: EmbeddedLog) -> None:
-        store = log.store
+    def __init__(self, log: Streams) -> None:
+        store = store_of(log)
         assert store is not None
         self._waiting = False
         self._commit = store.commit
@@ -91,17 +92,17 @@ class Disk:
         self._root = root
         self._lives = 0
         self._limits = limits
-        self._crashed: list[EmbeddedLog] = []
+        self._crashed: list[Streams] = []
         self._gates: list[Gate] = []
         self._idle = threading.Lock()
         self.clock = clock or ManualClock()
         self.directory = root / "life-0"
         self.log = self._open()
 
-    def _open(self) -> EmbeddedLog:
-        log = EmbeddedLog(self.directory, limits=self._limits, clock=self.clock)
+    def _open(self) -> Streams:
+        log = embedded(self.directory, limits=self._limits, clock=self.clock)
         log.start()
-        store = log.store
+        store = store_of(log)
         assert store is not None
         for name in ("commit", "maintain"):  # so that a copy is never taken in the middle of either
             setattr(store, name, self._whole(getattr(store, name)))
@@ -120,18 +121,18 @@ class Disk:
         self._gates.append(gate)
         return gate
 
-    async def restart(self, limits: Limits | None = None) -> EmbeddedLog:
+    async def restart(self, limits: Limits | None = None) -> Streams:
         """Stop in order, and open the same directory: with other limits if they are given."""
         await self.log.close()
         return self.reopen(limits)
 
-    def reopen(self, limits: Limits | None = None) -> EmbeddedLog:
+    def reopen(self, limits: Limits | None = None) -> Streams:
         """Open the directory of a log that has been closed."""
         self._limits = limits or self._limits
         self.log = self._open()
         return self.log
 
-    async def crash(self) -> EmbeddedLog:
+    async def crash(self) -> Streams:
         """Open a copy of the files as they are at this moment; the log that wrote them has no say any more."""
         self._lives += 1
         copy = self._root / f"life-{self._lives}"

@@ -15,11 +15,10 @@ from wayside.core.records import Meta
 from wayside.core.schedule import Timers
 from wayside.groups.events import GroupSpec, decode_snapshot, encode
 from wayside.groups.group import Group
-from wayside.groups.reading import Reading
 from wayside.groups.registry import Groups
 from wayside.groups.state import GroupState, Member
 from wayside.link.frames import Ack, Extend, Nack, Part, Publish, Settled, Settlement
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 from wayside.testing import ManualClock
 
 
@@ -123,19 +122,20 @@ class PuppetMember:
 class Stage:
     """Groups on a disk that can crash, or in memory."""
 
-    def __init__(self, disk: Disk | None, clock: ManualClock, log: EmbeddedLog | None = None) -> None:
+    def __init__(self, disk: Disk | None, clock: ManualClock, log: Streams | None = None) -> None:
         self.disk = disk
         self.clock = clock
         self._log = log
-        self._take_up()
+        self.take_up()
 
     @property
-    def log(self) -> EmbeddedLog:
+    def log(self) -> Streams:
         found = self.disk.log if self.disk is not None else self._log
         assert found is not None
         return found
 
-    def _take_up(self) -> None:
+    def take_up(self) -> None:
+        """Make the groups of the log, which know nothing yet."""
         self.timers = Timers(self.clock)
         self.groups = Groups(self.log, self.clock, self.timers)
 
@@ -183,23 +183,17 @@ class Stage:
 
     # -- time and trouble
 
-    def _busy(self) -> bool:
-        if not self.log._commits.idle:
-            return True
-        for group in self.groups.all():
-            reading: Reading = group.reading
-            journal = group.journal
-            if journal._events or journal._kept or journal._flying or reading._tasks or group._awake or group._tasks:
-                return True
-        return False
+    def busy(self) -> bool:
+        """Whether something happens that waits for no time to pass."""
+        return bool(self.log.statistics().uncommitted_bytes) or not all(group.idle for group in self.groups.all())
 
     async def settle(self) -> None:
         """Let everything happen that waits for no time to pass."""
         await turns(3)
         while True:
-            await until(lambda: not self._busy())
+            await until(lambda: not self.busy())
             await turns(5)
-            if not self._busy():
+            if not self.busy():
                 return
 
     async def advance(self, seconds: float) -> None:
@@ -221,7 +215,7 @@ class Stage:
         old = self.groups
         await self.disk.crash()
         old.stop()
-        self._take_up()
+        self.take_up()
         await self.groups.start()
         await self.settle()
 
@@ -230,7 +224,7 @@ class Stage:
         assert self.disk is not None
         self.groups.stop()
         await self.disk.restart()
-        self._take_up()
+        self.take_up()
         await self.groups.start()
         await self.settle()
 

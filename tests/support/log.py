@@ -21,8 +21,8 @@ from wayside.core.records import (
     Spool,
     StreamConfig,
 )
-from wayside.storage.embedded.log import EmbeddedLog
 from wayside.streams.contract import StreamView
+from wayside.streams.streams import Streams
 
 TEXT = "text/plain; charset=utf-8"
 BYTES = "application/octet-stream"
@@ -79,20 +79,20 @@ def creation(
     )
 
 
-def begin_create(log: EmbeddedLog, path: str, create: Create | None = None) -> Answer:
+def begin_create(log: Streams, path: str, create: Create | None = None) -> Answer:
     """Ask for a stream; its answer comes when it is committed."""
     answer = Answer()
     log.create(path, create or creation(), answer)
     return answer
 
 
-async def create(log: EmbeddedLog, path: str, create: Create | None = None) -> Created:
+async def create(log: Streams, path: str, create: Create | None = None) -> Created:
     result: Created = await begin_create(log, path, create).wait()
     return result
 
 
 def begin_append(
-    log: EmbeddedLog,
+    log: Streams,
     path: str,
     body: bytes | Spool = b"",
     *,
@@ -108,24 +108,24 @@ def begin_append(
     return answer
 
 
-async def append(log: EmbeddedLog, path: str, body: bytes | Spool = b"", **options: Any) -> Appended:
+async def append(log: Streams, path: str, body: bytes | Spool = b"", **options: Any) -> Appended:
     result: Appended = await begin_append(log, path, body, **options).wait()
     return result
 
 
-def begin_publish(log: EmbeddedLog, path: str, *records: bytes, meta: dict[int, Meta] | Meta | None = None) -> Answer:
+def begin_publish(log: Streams, path: str, *records: bytes, meta: dict[int, Meta] | Meta | None = None) -> Answer:
     """Append records with what is known beside them."""
     answer = Answer()
     log.append(path, Append(b"", records=records, meta=meta), answer)
     return answer
 
 
-async def publish(log: EmbeddedLog, path: str, *records: bytes, meta: dict[int, Meta] | Meta | None = None) -> Appended:
+async def publish(log: Streams, path: str, *records: bytes, meta: dict[int, Meta] | Meta | None = None) -> Appended:
     result: Appended = await begin_publish(log, path, *records, meta=meta).wait()
     return result
 
 
-async def delete(log: EmbeddedLog, path: str) -> None:
+async def delete(log: Streams, path: str) -> None:
     answer = Answer()
     log.delete(path, answer)
     await answer.wait()
@@ -145,19 +145,17 @@ async def read_batches(stream: StreamView, position: int | None = None, bytes_ma
     return result
 
 
-async def read_records(
-    log: EmbeddedLog, path: str, position: int | None = None, bytes_max: int = 1 << 20
-) -> list[bytes]:
+async def read_records(log: Streams, path: str, position: int | None = None, bytes_max: int = 1 << 20) -> list[bytes]:
     """The records of :func:`read_batches`."""
     batches = await read_batches(log.find(path, touch=False), position, bytes_max)
     return [record for batch in batches for record in batch.records]
 
 
-def offset_at(log: EmbeddedLog, path: str, position: int) -> Offset:
+def offset_at(log: Streams, path: str, position: int) -> Offset:
     return log.find(path, touch=False).offset(position)
 
 
-async def settle(log: EmbeddedLog) -> None:
+async def settle(log: Streams) -> None:
     """Wait until everything that was acknowledged is on the disk."""
     await until(lambda: not log.statistics().uncommitted_bytes)
 
@@ -169,11 +167,11 @@ def spool(data: bytes) -> Spool:
     return Spool(file, len(data))
 
 
-def expire(log: EmbeddedLog) -> None:
+def expire(log: Streams) -> None:
     """What the sweep does once a second: end streams whose time is over."""
     log.upkeep.expire(log.clock.wall_ms())
 
 
-def retain_by_age(log: EmbeddedLog) -> None:
+def retain_by_age(log: Streams) -> None:
     """What the sweep does now and then: let old records go."""
     log.upkeep.retain_by_age(log.clock.wall_ms())

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.disk import Disk
+from tests.support.embedded import embedded
 from tests.support.memory import in_memory, tmp_path
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 from wayside.testing import ManualClock
 
 __all__ = ["in_memory", "tmp_path"]
@@ -24,9 +25,9 @@ async def disk(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Disk]:
 
 
 @pytest.fixture(params=["memory", "file"])
-async def log(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> AsyncIterator[EmbeddedLog]:
+async def log(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> AsyncIterator[Streams]:
     """A started log of each engine."""
-    log = EmbeddedLog(None if request.param == "memory" else tmp_path, clock=clock)
+    log = embedded(None if request.param == "memory" else tmp_path, clock=clock)
     log.start()
     yield log
     await log.close()

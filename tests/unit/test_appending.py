@@ -10,18 +10,19 @@ import pytest
 
 from tests.support.constants import patch_constants
 from tests.support.disk import Disk
+from tests.support.embedded import embedded
 from tests.support.log import TEXT, append, begin_append, begin_create, create, creation, read_records
 from tests.support.waiting import turns
 from wayside.core.errors import BadRequest, Conflict, Fenced, Gone, NotFound, StoreFull
 from wayside.core.limits import Limits
 from wayside.core.records import JSON, Offset, Producer
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 from wayside.testing import ManualClock
 
 # -- producers
 
 
-async def test_a_producer_continues_with_the_next_number(log: EmbeddedLog) -> None:
+async def test_a_producer_continues_with_the_next_number(log: Streams) -> None:
     """Appends in sequence are accepted, each answered with the highest number accepted."""
     await create(log, "s")
     for number in range(3):
@@ -31,7 +32,7 @@ async def test_a_producer_continues_with_the_next_number(log: EmbeddedLog) -> No
     assert await read_records(log, "s") == [b"0", b"1", b"2"]
 
 
-async def test_a_retry_is_answered_and_not_appended(log: EmbeddedLog) -> None:
+async def test_a_retry_is_answered_and_not_appended(log: Streams) -> None:
     """What a producer sent before is a duplicate, however old, and names the last number accepted."""
     await create(log, "s")
     for number in range(3):
@@ -45,7 +46,7 @@ async def test_a_retry_is_answered_and_not_appended(log: EmbeddedLog) -> None:
 
 
 @pytest.mark.parametrize("sent", [0, 2])
-async def test_a_gap_is_refused_with_what_is_missing(log: EmbeddedLog, sent: int) -> None:
+async def test_a_gap_is_refused_with_what_is_missing(log: Streams, sent: int) -> None:
     """A number that skips one is refused, says which one is next, and changes nothing."""
     await create(log, "s")
     for number in range(sent):
@@ -57,7 +58,7 @@ async def test_a_gap_is_refused_with_what_is_missing(log: EmbeddedLog, sent: int
     assert not (await append(log, "s", b"%d" % sent, producer=("p", 0, sent))).duplicate
 
 
-async def test_an_old_epoch_is_fenced(log: EmbeddedLog) -> None:
+async def test_an_old_epoch_is_fenced(log: Streams) -> None:
     """Once a producer came with a higher epoch, an instance of a lower one is refused, and told which one holds."""
     await create(log, "s")
     await append(log, "s", b"1", producer=("p", 3, 0))
@@ -69,7 +70,7 @@ async def test_an_old_epoch_is_fenced(log: EmbeddedLog) -> None:
     assert await read_records(log, "s") == [b"1", b"2"]
 
 
-async def test_a_new_epoch_begins_at_zero(log: EmbeddedLog) -> None:
+async def test_a_new_epoch_begins_at_zero(log: Streams) -> None:
     """A higher epoch starts its own numbers, and must start them at 0."""
     await create(log, "s")
     await append(log, "s", b"1", producer=("p", 0, 0))
@@ -80,7 +81,7 @@ async def test_a_new_epoch_begins_at_zero(log: EmbeddedLog) -> None:
     assert (await append(log, "s", b"3", producer=("p", 1, 0))).producer == Producer("p", 1, 0)
 
 
-async def test_producers_do_not_know_each_other(log: EmbeddedLog) -> None:
+async def test_producers_do_not_know_each_other(log: Streams) -> None:
     """Numbers and epochs are one producer's own."""
     await create(log, "s")
     await append(log, "s", b"1", producer=("p", 5, 0))
@@ -172,7 +173,7 @@ async def test_producers_are_known_after_a_restart(disk: Disk, how: str) -> None
 async def test_the_longest_silent_producer_is_forgotten_first() -> None:
     """A stream remembers a bounded number of producers: those that were heard of last."""
     clock = ManualClock()
-    log = EmbeddedLog(None, limits=Limits(producers_max=2), clock=clock)
+    log = embedded(None, limits=Limits(producers_max=2), clock=clock)
     log.start()
     await create(log, "s")
     for name, seq in (("a", 0), ("b", 0), ("a", 1), ("c", 0)):
@@ -209,7 +210,7 @@ async def test_a_forgotten_producer_stays_forgotten(
 # -- Stream-Seq
 
 
-async def test_stream_seq_must_grow(log: EmbeddedLog) -> None:
+async def test_stream_seq_must_grow(log: Streams) -> None:
     """A writer's own sequence is compared byte by byte, and must come after the last one."""
     await create(log, "s")
     for seq in ("09", "1", "10", "9", "a", "ä"):
@@ -238,7 +239,7 @@ async def test_stream_seq_is_known_after_a_restart(disk: Disk, how: str) -> None
 # -- closing
 
 
-async def test_closing_may_bring_the_last_records(log: EmbeddedLog) -> None:
+async def test_closing_may_bring_the_last_records(log: Streams) -> None:
     """Records sent with the close are the last, and both happen at once."""
     await create(log, "s")
     answer = await append(log, "s", b"[1,2]", close=True)
@@ -248,7 +249,7 @@ async def test_closing_may_bring_the_last_records(log: EmbeddedLog) -> None:
     assert await read_records(log, "s") == [b"1", b"2"]
 
 
-async def test_a_closed_stream_takes_nothing_more(log: EmbeddedLog) -> None:
+async def test_a_closed_stream_takes_nothing_more(log: Streams) -> None:
     """An append after the close is refused, and told the final offset."""
     await create(log, "s")
     end = (await append(log, "s", b"1", close=True)).offset
@@ -260,7 +261,7 @@ async def test_a_closed_stream_takes_nothing_more(log: EmbeddedLog) -> None:
     assert await read_records(log, "s") == [b"1"]
 
 
-async def test_closing_twice_is_one_close(log: EmbeddedLog) -> None:
+async def test_closing_twice_is_one_close(log: Streams) -> None:
     """A close without records of a stream that is closed already is confirmed."""
     await create(log, "s")
     first = await append(log, "s", close=True)
@@ -271,7 +272,7 @@ async def test_closing_twice_is_one_close(log: EmbeddedLog) -> None:
     assert again.offset == first.offset
 
 
-async def test_a_producers_close_can_be_retried(log: EmbeddedLog) -> None:
+async def test_a_producers_close_can_be_retried(log: Streams) -> None:
     """The very append that closed a stream is confirmed again; another number of the same producer is not."""
     await create(log, "s")
     first = await append(log, "s", b"1", close=True, producer=("p", 0, 0))
@@ -400,13 +401,13 @@ async def test_a_close_is_not_seen_before_its_own_commit(disk: Disk) -> None:
 
 
 @pytest.mark.parametrize("content_type", [JSON, "application/json; charset=utf-8", "APPLICATION/JSON"])
-async def test_an_append_names_the_streams_media_type(log: EmbeddedLog, content_type: str) -> None:
+async def test_an_append_names_the_streams_media_type(log: Streams, content_type: str) -> None:
     """The content type of an append is compared without case and parameters."""
     await create(log, "s")
     await append(log, "s", b"1", content_type=content_type)
 
 
-async def test_another_content_type_is_refused(log: EmbeddedLog) -> None:
+async def test_another_content_type_is_refused(log: Streams) -> None:
     """A body of another media type never gets into a stream."""
     await create(log, "s")
     with pytest.raises(Conflict) as refused:
@@ -415,7 +416,7 @@ async def test_another_content_type_is_refused(log: EmbeddedLog) -> None:
     assert await read_records(log, "s") == []
 
 
-async def test_an_empty_append_is_refused(log: EmbeddedLog) -> None:
+async def test_an_empty_append_is_refused(log: Streams) -> None:
     """An append with nothing in it, which does not close either, is a bad request."""
     await create(log, "s")
     with pytest.raises(BadRequest) as refused:
@@ -423,7 +424,7 @@ async def test_an_empty_append_is_refused(log: EmbeddedLog) -> None:
     assert refused.value.code == "empty-append"
 
 
-async def test_a_refused_body_leaves_the_producer_where_it_was(log: EmbeddedLog) -> None:
+async def test_a_refused_body_leaves_the_producer_where_it_was(log: Streams) -> None:
     """A number is not used up by a body that was refused."""
     await create(log, "s")
     with pytest.raises(BadRequest):
@@ -431,7 +432,7 @@ async def test_a_refused_body_leaves_the_producer_where_it_was(log: EmbeddedLog)
     assert not (await append(log, "s", b"1", producer=("p", 0, 0))).duplicate
 
 
-async def test_refusals_have_an_order(log: EmbeddedLog) -> None:
+async def test_refusals_have_an_order(log: Streams) -> None:
     """Fencing comes before closed, closed before the content type, that before gaps, and gaps before Stream-Seq."""
     await create(log, "s")
     await append(log, "s", b"1", producer=("p", 5, 0), seq="m")
@@ -450,13 +451,13 @@ async def test_refusals_have_an_order(log: EmbeddedLog) -> None:
     assert refusal(("p", 4, 7), TEXT) == "producer-fenced"
 
 
-async def test_a_stream_that_does_not_exist_is_not_found(log: EmbeddedLog) -> None:
+async def test_a_stream_that_does_not_exist_is_not_found(log: Streams) -> None:
     """An append does not create a stream."""
     with pytest.raises(NotFound):
         begin_append(log, "s", b"1", content_type=JSON)
 
 
-async def test_appends_of_one_moment_share_a_batch_and_keep_their_own_offsets(log: EmbeddedLog) -> None:
+async def test_appends_of_one_moment_share_a_batch_and_keep_their_own_offsets(log: Streams) -> None:
     """Appends that are committed together are answered each with its own tail, in order."""
     await create(log, "s")
     answers = [begin_append(log, "s", b"[%d,%d]" % (k, k)) for k in range(5)]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.disk import Disk
+from tests.support.embedded import embedded, store_of
 from tests.support.followers import Plainly, Recorder, records_in
 from tests.support.log import (
     BYTES,
@@ -26,14 +27,14 @@ from tests.support.waiting import turns, until
 from wayside.core.errors import BadRequest, NotFound, Overloaded, StoreFull, TooLarge
 from wayside.core.limits import Limits
 from wayside.core.records import Durability, runs
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 from wayside.testing import ManualClock
 
 
 @pytest.fixture
 async def small(clock: ManualClock) -> Any:
     """A log in memory with small bounds."""
-    log = EmbeddedLog(
+    log = embedded(
         None, limits=Limits(memory_bytes_max=100_000, append_records_max=10, read_records_max=3), clock=clock
     )
     log.start()
@@ -85,7 +86,7 @@ async def test_what_found_no_room_waits_no_more(disk: Disk) -> None:
 # -- memory
 
 
-async def test_streams_in_memory_are_bounded_together(small: EmbeddedLog) -> None:
+async def test_streams_in_memory_are_bounded_together(small: Streams) -> None:
     """When the streams in memory have what they may, appends are refused with 507; deleting one makes room."""
     for path, count in (("a", 6), ("b", 5)):
         await create(small, path, creation(BYTES))
@@ -102,7 +103,7 @@ async def test_streams_in_memory_are_bounded_together(small: EmbeddedLog) -> Non
     await append(small, "a", b"x")
 
 
-async def test_small_records_count_what_they_take(small: EmbeddedLog) -> None:
+async def test_small_records_count_what_they_take(small: Streams) -> None:
     """Records of one byte take far more memory than a byte each, and are bounded by that."""
     await create(small, "a", creation(BYTES))
     for _ in range(1000):
@@ -111,7 +112,7 @@ async def test_small_records_count_what_they_take(small: EmbeddedLog) -> None:
     assert 200 < small.find("a").tail < 400
 
 
-async def test_one_append_has_not_too_many_records(small: EmbeddedLog) -> None:
+async def test_one_append_has_not_too_many_records(small: Streams) -> None:
     """An array of more records than an append may have is refused whole."""
     await create(small, "a")
     await append(small, "a", b"[1,2,3,4,5,6,7,8,9,10]")
@@ -121,7 +122,7 @@ async def test_one_append_has_not_too_many_records(small: EmbeddedLog) -> None:
     assert len(await read_records(small, "a")) == 10
 
 
-async def test_a_step_has_not_too_many_records(small: EmbeddedLog) -> None:
+async def test_a_step_has_not_too_many_records(small: Streams) -> None:
     """What a follower is given at once is bounded in records too, from memory."""
     await create(small, "a")
     sink = Recorder()
@@ -165,7 +166,7 @@ def test_runs_are_bounded_and_whole(sizes: list[int], expected: list[list[int]])
 # -- what retention must not cost
 
 
-async def test_retention_does_not_overtake_a_cohort_that_rests(log: EmbeddedLog) -> None:
+async def test_retention_does_not_overtake_a_cohort_that_rests(log: Streams) -> None:
     """Followers at the tail that rest after a frame are given what retention is about to let go."""
     await create(log, "a", creation(TEXT, retention_bytes=10))
     sinks = [Recorder() for _ in range(3)]
@@ -184,7 +185,7 @@ async def test_retention_does_not_overtake_a_cohort_that_rests(log: EmbeddedLog)
 async def test_a_start_that_could_not_be_stored_is_stored_later(disk: Disk) -> None:
     """What retention let go while the disk was full stays gone after a restart."""
     await create(disk.log, "a", creation(TEXT, retention_bytes=1000))
-    store: Any = disk.log.store
+    store: Any = store_of(disk.log)
     commit = store.commit
 
     def refuse_trims(unit: Any) -> Any:

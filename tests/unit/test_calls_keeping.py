@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from tests.support.disk import Gate
+from tests.support.embedded import store_of
 from tests.support.log import read_records
 from tests.support.waiting import until
 from wayside.calls.housekeeping import CALLBACKS, SWEEP_S
@@ -115,7 +116,7 @@ async def test_a_callback_is_due_in_the_commit_that_ends_its_call(test: TestHub,
     """Whoever is killed right after the end of a call was kept finds its callback when it starts."""
     receiver.status = 0
     told = asyncio.Event()
-    store = test.hub.log.store
+    store = store_of(test.hub.log)
     assert store is not None
     commit = store.commit
     loop = asyncio.get_running_loop()

@@ -13,20 +13,20 @@ from tests.support.log import Answer, append, begin_append, begin_publish, creat
 from wayside.core.errors import BadRequest, StoreFull, TooLarge
 from wayside.core.limits import Limits
 from wayside.core.records import Append, Appended, Meta, Producer, Spool
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 from wayside.testing import ManualClock
 
 
-def send(log: EmbeddedLog, record: bytes, identity: str, path: str = "s") -> Answer:
+def send(log: Streams, record: bytes, identity: str, path: str = "s") -> Answer:
     return begin_publish(log, path, record, meta=Meta(id=identity) if identity else None)
 
 
-async def sent(log: EmbeddedLog, record: bytes, identity: str, path: str = "s") -> tuple[int, bool]:
+async def sent(log: Streams, record: bytes, identity: str, path: str = "s") -> tuple[int, bool]:
     result: Appended = await send(log, record, identity, path).wait()
     return result.position, result.duplicate
 
 
-async def test_a_second_one_is_answered_with_the_first(log: EmbeddedLog, clock: ManualClock) -> None:
+async def test_a_second_one_is_answered_with_the_first(log: Streams, clock: ManualClock) -> None:
     """Within the window; after it the id may be used again."""
     await create(log, "s")
     assert await sent(log, b"1", "a") == (1, False)
@@ -114,7 +114,7 @@ async def test_a_stop_waits_for_those_in_line(disk: Disk) -> None:
     assert await sent(log, b"3", "b") == (2, True)
 
 
-async def test_together_each_is_answered(log: EmbeddedLog) -> None:
+async def test_together_each_is_answered(log: Streams) -> None:
     """Of several in one transaction those that were sent before, or stand in it twice, are left out."""
     await create(log, "s")
     await create(log, "t")
@@ -143,7 +143,7 @@ async def test_as_many_as_the_bound_are_remembered(tmp_path: Path, clock: Manual
     await disk.close()
 
 
-async def test_what_an_id_cannot_name(log: EmbeddedLog) -> None:
+async def test_what_an_id_cannot_name(log: Streams) -> None:
     """Several records, an append of an idempotent producer, a body that becomes pieces: refused, and nothing is appended."""
     await create(log, "s")
     await create(log, "b", creation("application/octet-stream"))

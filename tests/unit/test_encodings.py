@@ -14,7 +14,7 @@ from wayside.core.records import JSON, Durability
 from wayside.server.exchange import CURSOR_EPOCH_S, CURSOR_INTERVAL_S, WholeBody, body_of, cursor_after
 from wayside.server.patterns.push import Bare, Envelopes, close_of
 from wayside.server.patterns.server_sent_events import Plain, Protocol, lines
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 
 NOW_S = CURSOR_EPOCH_S + 1000 * CURSOR_INTERVAL_S
 """In the middle of no interval: the 1000th begins."""
@@ -30,7 +30,7 @@ def _plain(data: bytes) -> bytes:
     return data
 
 
-async def _encoded(log: EmbeddedLog, encoding: Any, content_type: str, records: list[bytes]) -> Any:
+async def _encoded(log: Streams, encoding: Any, content_type: str, records: list[bytes]) -> Any:
     """A stream ``s`` with ``records``, encoded."""
     await create(log, "s", creation(content_type))
     for answer in [begin_append(log, "s", record) for record in records]:
@@ -67,7 +67,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-async def test_a_text_record_survives_plain_events(log: EmbeddedLog, text: str) -> None:
+async def test_a_text_record_survives_plain_events(log: Streams, text: str) -> None:
     """What a browser gets as data is the record, except that every kind of line break is a line feed there."""
     frame = await _encoded(log, Plain("n", _plain), TEXT, [text.encode(), b"next"])
     first, second = events_in(frame)
@@ -76,7 +76,7 @@ async def test_a_text_record_survives_plain_events(log: EmbeddedLog, text: str) 
 
 
 @pytest.mark.parametrize("text", TEXTS)
-async def test_a_text_record_survives_the_protocols_events(log: EmbeddedLog, text: str) -> None:
+async def test_a_text_record_survives_the_protocols_events(log: Streams, text: str) -> None:
     """The same in the dialect of ``live=sse``, where a batch is one event."""
     frame = await _encoded(log, Protocol("n", _plain, 0), TEXT, [text.encode(), b"next"])
     data, control = events_in(frame)
@@ -92,7 +92,7 @@ def test_lines_read_back(text: str) -> None:
     assert event.data == text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-async def test_each_record_is_an_event_with_the_offset_after_it(log: EmbeddedLog) -> None:
+async def test_each_record_is_an_event_with_the_offset_after_it(log: Streams) -> None:
     """A plain event's id is where to read on, so that ``Last-Event-ID`` resumes without loss or repetition."""
     frame = await _encoded(log, Plain("n", _plain), JSON, [b'{"a":1}', b"[2,3]"])
     events = events_in(frame)
@@ -101,7 +101,7 @@ async def test_each_record_is_an_event_with_the_offset_after_it(log: EmbeddedLog
     assert [event.id for event in events] == [str(stream.offset(at)) for at in (1, 2, 3)]
 
 
-async def test_ids_of_a_fork_are_in_the_epoch_of_each_record(log: EmbeddedLog) -> None:
+async def test_ids_of_a_fork_are_in_the_epoch_of_each_record(log: Streams) -> None:
     """Events of inherited records carry the source's offsets, those of its own the fork's."""
     await create(log, "s")
     await append(log, "s", b"[1,2]")
@@ -114,7 +114,7 @@ async def test_ids_of_a_fork_are_in_the_epoch_of_each_record(log: EmbeddedLog) -
 
 
 @pytest.mark.parametrize("record", [b"\x00\xff\n\n", b"", b"text", bytes(range(256))])
-async def test_bytes_are_base64_in_events(log: EmbeddedLog, record: bytes) -> None:
+async def test_bytes_are_base64_in_events(log: Streams, record: bytes) -> None:
     """A stream that is not text survives events as base64."""
     frame = await _encoded(log, Plain("n", _plain), BYTES, [record or b"x", b"next"])
     first, second = events_in(frame)
@@ -125,7 +125,7 @@ async def test_bytes_are_base64_in_events(log: EmbeddedLog, record: bytes) -> No
     assert base64.b64decode(data.data) == (record or b"x") + b"next"
 
 
-async def test_json_goes_into_events_as_it_is(log: EmbeddedLog) -> None:
+async def test_json_goes_into_events_as_it_is(log: Streams) -> None:
     """A JSON record is one line and needs nothing; a batch is an array."""
     records = [b'{"a": "x\\ny"}', b'"\\r"', b"[1]"]
     await _encoded(log, Plain("n", _plain), JSON, [b"[" + b",".join(records) + b"]"])
@@ -136,7 +136,7 @@ async def test_json_goes_into_events_as_it_is(log: EmbeddedLog) -> None:
     assert data.data.encode() == b"[" + b",".join(records) + b"]"
 
 
-async def test_control_says_where_the_reader_stands(log: EmbeddedLog) -> None:
+async def test_control_says_where_the_reader_stands(log: Streams) -> None:
     """After each batch the protocol's dialect tells the next offset, and whether that is the tail or the end."""
     await create(log, "s")
     await append(log, "s", b"1")
@@ -166,7 +166,7 @@ async def test_control_says_where_the_reader_stands(log: EmbeddedLog) -> None:
     assert encoding.end(stream, 2, "closed", True) is None, "told already"
 
 
-async def test_the_end_of_plain_events_is_an_event(log: EmbeddedLog) -> None:
+async def test_the_end_of_plain_events_is_an_event(log: Streams) -> None:
     """A closed or deleted stream says so under that name; a drained one gives the offset to resume from, and no data."""
     await create(log, "s")
     await append(log, "s", b"1")
@@ -231,7 +231,7 @@ def test_a_cursor_grows_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [1000, 1000, 1001, 1010]
 
 
-async def test_a_floor_holds_the_cursor_up(log: EmbeddedLog) -> None:
+async def test_a_floor_holds_the_cursor_up(log: Streams) -> None:
     """The cursor of a response that began with the client's own never falls behind it."""
     await create(log, "s")
     frame = Protocol("n", _plain, 2000).caught_up(log.find("s"), 0)
@@ -265,7 +265,7 @@ class Frames:
     ("content_type", "kind"),
     [(JSON, "text"), (TEXT, "text"), ("text/csv", "text"), (BYTES, "binary"), ("image/png", "binary")],
 )
-async def test_a_bare_message_is_a_record(log: EmbeddedLog, content_type: str, kind: str) -> None:
+async def test_a_bare_message_is_a_record(log: Streams, content_type: str, kind: str) -> None:
     """Each record is one message, text or binary as its stream is."""
     messages = await _encoded(log, Bare(Frames()), content_type, [b"1", b"22"])
     assert messages == [(kind, b"1".decode() if kind == "text" else b"1"), (kind, "22" if kind == "text" else b"22")]
@@ -282,7 +282,7 @@ async def test_a_bare_message_is_a_record(log: EmbeddedLog, content_type: str, k
     ],
 )
 async def test_an_envelope_holds_offset_and_record(
-    log: EmbeddedLog, content_type: str, record: bytes, value: object, encoding: str | None
+    log: Streams, content_type: str, record: bytes, value: object, encoding: str | None
 ) -> None:
     """An envelope is JSON: where to read on, and the record; bytes as base64, and said to be so."""
     messages = await _encoded(log, Envelopes(Frames()), content_type, [record])
@@ -294,7 +294,7 @@ async def test_an_envelope_holds_offset_and_record(
     assert json.loads(text) == expected
 
 
-async def test_envelopes_of_a_batch_have_each_its_own_offset(log: EmbeddedLog) -> None:
+async def test_envelopes_of_a_batch_have_each_its_own_offset(log: Streams) -> None:
     """A reader can resume after any message."""
     messages = await _encoded(log, Envelopes(Frames()), JSON, [b"[1,2]", b"3"])
     stream = log.find("s")
@@ -302,7 +302,7 @@ async def test_envelopes_of_a_batch_have_each_its_own_offset(log: EmbeddedLog) -
 
 
 @pytest.mark.parametrize(("reason", "code"), [("closed", 1000), ("deleted", 4404), ("drain", 1012), ("expired", 1012)])
-async def test_the_close_frame_says_how_it_ended(log: EmbeddedLog, reason: str, code: int) -> None:
+async def test_the_close_frame_says_how_it_ended(log: Streams, reason: str, code: int) -> None:
     """A reader knows from the close frame whether it is done, and otherwise where to resume."""
     await create(log, "s", creation(durability=Durability.MEMORY))
     await append(log, "s", b"1")
@@ -320,7 +320,7 @@ async def test_the_close_frame_says_how_it_ended(log: EmbeddedLog, reason: str, 
 # -- bodies
 
 
-async def test_a_body_is_an_array_or_the_bytes(log: EmbeddedLog) -> None:
+async def test_a_body_is_an_array_or_the_bytes(log: Streams) -> None:
     """Records as one body: a JSON array, or one after another."""
     for path, content_type, expected in (("j", JSON, b'[1,"a",3]'), ("t", TEXT, b'[1,"a"]3')):
         await create(log, path, creation(content_type))
@@ -332,7 +332,7 @@ async def test_a_body_is_an_array_or_the_bytes(log: EmbeddedLog) -> None:
 
 
 @pytest.mark.parametrize("content_type", [JSON, TEXT])
-async def test_a_long_body_in_parts_is_the_body(log: EmbeddedLog, content_type: str) -> None:
+async def test_a_long_body_in_parts_is_the_body(log: Streams, content_type: str) -> None:
     """A body that is sent piece by piece reads as if it had been sent at once, an empty one too."""
     await create(log, "s", creation(content_type))
     for number in range(5):

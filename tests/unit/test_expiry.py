@@ -10,13 +10,13 @@ from tests.support.disk import Disk
 from tests.support.followers import Plainly, Recorder
 from tests.support.log import append, create, creation, expire, offset_at, read_records
 from wayside.core.errors import Gone, NotFound, StoreFull
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 from wayside.testing import START_MS
 
 Advance = Callable[[float], None]
 
 
-def _there(log: EmbeddedLog, path: str) -> bool:
+def _there(log: Streams, path: str) -> bool:
     """Whether a stream exists, without using it."""
     try:
         log.find(path, touch=False)
@@ -25,7 +25,7 @@ def _there(log: EmbeddedLog, path: str) -> bool:
     return True
 
 
-async def test_an_unused_stream_expires(log: EmbeddedLog, manual: Advance) -> None:
+async def test_an_unused_stream_expires(log: Streams, manual: Advance) -> None:
     """After its time to live without use a stream is gone, on the millisecond."""
     await create(log, "s", creation(ttl_s=60))
     manual(59.999)
@@ -37,7 +37,7 @@ async def test_an_unused_stream_expires(log: EmbeddedLog, manual: Advance) -> No
     assert log.statistics().streams == 0
 
 
-async def test_an_expired_stream_is_not_there_even_if_nobody_swept(log: EmbeddedLog, manual: Advance) -> None:
+async def test_an_expired_stream_is_not_there_even_if_nobody_swept(log: Streams, manual: Advance) -> None:
     """Expiry does not wait for the sweep: who comes after the time finds nothing, and may have the name."""
     await create(log, "s", creation(ttl_s=60))
     manual(60)
@@ -47,7 +47,7 @@ async def test_an_expired_stream_is_not_there_even_if_nobody_swept(log: Embedded
 
 
 @pytest.mark.parametrize("use", ["read", "append"])
-async def test_use_gives_a_stream_its_time_again(log: EmbeddedLog, manual: Advance, use: str) -> None:
+async def test_use_gives_a_stream_its_time_again(log: Streams, manual: Advance, use: str) -> None:
     """A read or an append begins the time to live anew."""
     await create(log, "s", creation(ttl_s=60))
     for _ in range(5):
@@ -63,7 +63,7 @@ async def test_use_gives_a_stream_its_time_again(log: EmbeddedLog, manual: Advan
     assert not _there(log, "s")
 
 
-async def test_asking_about_a_stream_is_not_use(log: EmbeddedLog, manual: Advance) -> None:
+async def test_asking_about_a_stream_is_not_use(log: Streams, manual: Advance) -> None:
     """A look at what a stream is does not keep it."""
     await create(log, "s", creation(ttl_s=60))
     for _ in range(6):
@@ -72,7 +72,7 @@ async def test_asking_about_a_stream_is_not_use(log: EmbeddedLog, manual: Advanc
     assert not _there(log, "s")
 
 
-async def test_a_time_of_expiry_does_not_move(log: EmbeddedLog, manual: Advance) -> None:
+async def test_a_time_of_expiry_does_not_move(log: Streams, manual: Advance) -> None:
     """A stream that expires at a time does so, however much it is used."""
     await create(log, "s", creation(expires_at_ms=START_MS + 60_000))
     manual(59)
@@ -85,7 +85,7 @@ async def test_a_time_of_expiry_does_not_move(log: EmbeddedLog, manual: Advance)
     assert not _there(log, "s")
 
 
-async def test_a_follower_keeps_its_stream(log: EmbeddedLog, manual: Advance) -> None:
+async def test_a_follower_keeps_its_stream(log: Streams, manual: Advance) -> None:
     """As long as somebody follows a stream it is in use; when the last one left, its time begins."""
     await create(log, "s", creation(ttl_s=60))
     follower = log.follow(log.find("s"), 0, Plainly(), Recorder(), "test")
@@ -99,7 +99,7 @@ async def test_a_follower_keeps_its_stream(log: EmbeddedLog, manual: Advance) ->
     assert not _there(log, "s")
 
 
-async def test_a_follower_is_told_of_the_end(log: EmbeddedLog, manual: Advance) -> None:
+async def test_a_follower_is_told_of_the_end(log: Streams, manual: Advance) -> None:
     """Who follows a stream that reaches its time hears that it was deleted."""
     await create(log, "s", creation(expires_at_ms=START_MS + 60_000))
     sink = Recorder()
@@ -151,7 +151,7 @@ async def test_use_before_a_restart_counts(disk: Disk, how: str) -> None:
     assert not _there(log, "s")
 
 
-async def test_an_expired_source_is_kept_for_its_forks(log: EmbeddedLog, manual: Advance) -> None:
+async def test_an_expired_source_is_kept_for_its_forks(log: Streams, manual: Advance) -> None:
     """Expiry is a deletion: forks keep what they share."""
     await create(log, "s", creation(ttl_s=60))
     await append(log, "s", b"[1,2]")

@@ -16,13 +16,11 @@ from tests.support.waiting import turns, until
 from wayside.core.errors import Gone
 from wayside.core.limits import Limits
 from wayside.core.records import Batch, Durability
-from wayside.storage.embedded.log import EmbeddedLog
 from wayside.streams.contract import Reader, StreamView
+from wayside.streams.streams import Streams
 
 
-def _follow(
-    log: EmbeddedLog, sink: Recorder, position: int = 0, encoding: Plainly | None = None, **options: Any
-) -> Reader:
+def _follow(log: Streams, sink: Recorder, position: int = 0, encoding: Plainly | None = None, **options: Any) -> Reader:
     return log.follow(log.find("s"), position, encoding or Plainly(), sink, "test", **options)
 
 
@@ -36,7 +34,7 @@ async def _all(sink: Recorder, count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("position", [0, 1, 2, 3])
-async def test_a_follower_gets_history_then_what_comes(log: EmbeddedLog, position: int) -> None:
+async def test_a_follower_gets_history_then_what_comes(log: Streams, position: int) -> None:
     """From wherever it starts a follower gets each record once, in order, across the tail of the moment."""
     await create(log, "s")
     await append(log, "s", b"[1,2,3]")
@@ -47,7 +45,7 @@ async def test_a_follower_gets_history_then_what_comes(log: EmbeddedLog, positio
     assert await _all(sink, 6 - position) == [b"1", b"2", b"3", b"4", b"5", b"6"][position:]
 
 
-async def test_a_follower_that_starts_at_the_tail_is_told_where_it_stands(log: EmbeddedLog) -> None:
+async def test_a_follower_that_starts_at_the_tail_is_told_where_it_stands(log: Streams) -> None:
     """One that has been given nothing is told that it is up to date; one that has read to the tail knows already."""
     await create(log, "s")
     await append(log, "s", b"1")
@@ -59,7 +57,7 @@ async def test_a_follower_that_starts_at_the_tail_is_told_where_it_stands(log: E
     assert len(behind.frames) == 1
 
 
-async def test_a_follower_that_ends_somewhere_is_complete_there(log: EmbeddedLog) -> None:
+async def test_a_follower_that_ends_somewhere_is_complete_there(log: Streams) -> None:
     """With an end a follower stops at it, in the middle of a batch if need be, and is counted no more."""
     await create(log, "s")
     await append(log, "s", b"[1,2,3]")
@@ -72,7 +70,7 @@ async def test_a_follower_that_ends_somewhere_is_complete_there(log: EmbeddedLog
     assert log.statistics().deliveries == {"test": 2}
 
 
-async def test_a_follower_of_a_stream_that_closes_is_finished(log: EmbeddedLog) -> None:
+async def test_a_follower_of_a_stream_that_closes_is_finished(log: Streams) -> None:
     """The last records come before the end, which says whether the last frame told of it."""
     await create(log, "s")
     sink = Recorder()
@@ -87,7 +85,7 @@ async def test_a_follower_of_a_stream_that_closes_is_finished(log: EmbeddedLog) 
     assert late.finished == "closed"
 
 
-async def test_a_close_without_records_is_told_at_the_end(log: EmbeddedLog) -> None:
+async def test_a_close_without_records_is_told_at_the_end(log: Streams) -> None:
     """When nothing comes with the close, the end says that nobody was told of it yet."""
     await create(log, "s")
     sink = Recorder()
@@ -97,7 +95,7 @@ async def test_a_close_without_records_is_told_at_the_end(log: EmbeddedLog) -> N
     assert sink.frames[-1] == ("end", 1, "closed", False)
 
 
-async def test_a_follower_of_a_deleted_stream_is_finished(log: EmbeddedLog) -> None:
+async def test_a_follower_of_a_deleted_stream_is_finished(log: Streams) -> None:
     """Deletion ends followers, those at the tail and those that are paused."""
     await create(log, "s")
     await append(log, "s", b"1")
@@ -110,7 +108,7 @@ async def test_a_follower_of_a_deleted_stream_is_finished(log: EmbeddedLog) -> N
     assert slow.finished == "deleted"
 
 
-async def test_a_stop_ends_followers_where_they_can_resume(log: EmbeddedLog) -> None:
+async def test_a_stop_ends_followers_where_they_can_resume(log: Streams) -> None:
     """When the hub stops, each follower at the tail is told its position."""
     await create(log, "s")
     await append(log, "s", b"1")
@@ -122,7 +120,7 @@ async def test_a_stop_ends_followers_where_they_can_resume(log: EmbeddedLog) -> 
     assert sink.finished == "drain"
 
 
-async def test_a_follower_that_has_gone_gets_nothing_more(log: EmbeddedLog) -> None:
+async def test_a_follower_that_has_gone_gets_nothing_more(log: Streams) -> None:
     """After ``stop`` not a frame is written, and the others go on."""
     await create(log, "s")
     gone, here = Recorder(), Recorder()
@@ -138,7 +136,7 @@ async def test_a_follower_that_has_gone_gets_nothing_more(log: EmbeddedLog) -> N
     assert log.statistics().followers == {"test": 0}
 
 
-async def test_a_follower_behind_retention_is_cut(log: EmbeddedLog) -> None:
+async def test_a_follower_behind_retention_is_cut(log: Streams) -> None:
     """A follower whose next record was let go is not given a gap: its response is cut, with the reason."""
     await create(log, "s", creation(BYTES, retention_bytes=2000))
     sink = Recorder(room=1)
@@ -154,7 +152,7 @@ async def test_a_follower_behind_retention_is_cut(log: EmbeddedLog) -> None:
 # -- slow ones
 
 
-async def test_a_paused_follower_leaves_its_cohort_and_misses_nothing(log: EmbeddedLog) -> None:
+async def test_a_paused_follower_leaves_its_cohort_and_misses_nothing(log: Streams) -> None:
     """A follower with a full buffer is given nothing, holds nobody up, and reads on from where it stood."""
     await create(log, "s")
     slow, quick = Recorder(room=2), Recorder()
@@ -172,7 +170,7 @@ async def test_a_paused_follower_leaves_its_cohort_and_misses_nothing(log: Embed
     assert (await _all(slow, 11)) == (await _all(quick, 11)) == [b"%d" % number for number in range(11)]
 
 
-async def test_a_follower_may_pause_at_any_frame(log: EmbeddedLog) -> None:
+async def test_a_follower_may_pause_at_any_frame(log: Streams) -> None:
     """Whatever its rhythm of pausing and draining, a follower gets every record once, in order."""
     await create(log, "s")
     sinks = [Recorder(room=room) for room in range(1, 8)]
@@ -224,7 +222,7 @@ async def test_a_follower_that_stops_while_it_reads_is_left_alone(disk: Disk, mo
 # -- credit
 
 
-async def test_credit_is_the_number_of_records(log: EmbeddedLog) -> None:
+async def test_credit_is_the_number_of_records(log: Streams) -> None:
     """A follower is sent as many records as it granted, whether from history or as they come, and not one more."""
     await create(log, "s")
     await append(log, "s", b"[0,1,2,3,4,5]")
@@ -249,7 +247,7 @@ async def test_credit_is_the_number_of_records(log: EmbeddedLog) -> None:
     assert await _all(sink, 12) == [b"%d" % number for number in range(12)]
 
 
-async def test_credit_of_one_does_not_hold_up_another(log: EmbeddedLog) -> None:
+async def test_credit_of_one_does_not_hold_up_another(log: Streams) -> None:
     """Followers that share a cohort spend each its own credit."""
     await create(log, "s")
     sinks = [Recorder() for _ in range(4)]
@@ -265,7 +263,7 @@ async def test_credit_of_one_does_not_hold_up_another(log: EmbeddedLog) -> None:
         assert records_in(sink.frames) == [b"%d" % number for number in range(8)]
 
 
-async def test_a_grant_without_a_bound_changes_nothing(log: EmbeddedLog) -> None:
+async def test_a_grant_without_a_bound_changes_nothing(log: Streams) -> None:
     """A follower that never had a bound does not get one by a grant."""
     await create(log, "s")
     sink = Recorder()
@@ -279,7 +277,7 @@ async def test_a_grant_without_a_bound_changes_nothing(log: EmbeddedLog) -> None
 # -- cohorts
 
 
-async def test_a_cohort_shares_one_frame(log: EmbeddedLog) -> None:
+async def test_a_cohort_shares_one_frame(log: Streams) -> None:
     """Followers with one encoding are given the very same object, encoded once, however many they are."""
     await create(log, "s")
     encoding = Plainly("shared")
@@ -296,7 +294,7 @@ async def test_a_cohort_shares_one_frame(log: EmbeddedLog) -> None:
     assert log.statistics().deliveries == {"test": 21}
 
 
-async def test_records_of_one_commit_are_one_frame(log: EmbeddedLog) -> None:
+async def test_records_of_one_commit_are_one_frame(log: Streams) -> None:
     """What was committed together is written to each follower at once."""
     await create(log, "s")
     sink = Recorder()
@@ -307,7 +305,7 @@ async def test_records_of_one_commit_are_one_frame(log: EmbeddedLog) -> None:
     assert len(sink.frames) == 2  # that it is up to date, and the records
 
 
-async def test_a_silent_cohort_is_kept_alive(log: EmbeddedLog) -> None:
+async def test_a_silent_cohort_is_kept_alive(log: Streams) -> None:
     """A heartbeat goes to followers that heard nothing since the last one, and to no others."""
     await create(log, "s")
     sink = Recorder()
@@ -336,7 +334,7 @@ class Leaver(Recorder):
             self.then()
 
 
-async def test_a_cohort_may_change_while_it_is_written_to(log: EmbeddedLog) -> None:
+async def test_a_cohort_may_change_while_it_is_written_to(log: Streams) -> None:
     """Followers that start, pause or append in the middle of a frame get everything once, like the others."""
     await create(log, "s")
     late: list[Recorder] = []
@@ -427,7 +425,7 @@ class Reluctant(Recorder):
         self.taken += frame
 
 
-async def test_what_a_sink_does_not_take_at_once_is_queued(log: EmbeddedLog) -> None:
+async def test_what_a_sink_does_not_take_at_once_is_queued(log: Streams) -> None:
     """Whether a frame is sent whole, in part or not at all, each sink gets all of it; one that is broken too, so that
     it notices."""
     await create(log, "s", creation(BYTES))

@@ -22,16 +22,16 @@ from tests.support.log import (
 )
 from wayside.core.errors import BadRequest, Conflict, Gone, NotFound, Refusal, StoreFull
 from wayside.core.records import Create, Durability
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 
 
-async def _source(log: EmbeddedLog, path: str = "s") -> None:
+async def _source(log: Streams, path: str = "s") -> None:
     await create(log, path)
     await append(log, path, b"[1,2]")
     await append(log, path, b"[3,4]")
 
 
-async def test_offsets_up_to_the_fork_point_are_the_sources(log: EmbeddedLog) -> None:
+async def test_offsets_up_to_the_fork_point_are_the_sources(log: Streams) -> None:
     """A reader may go from the source to its fork with the offset it has; after the fork point offsets differ."""
     await _source(log)
     await create(log, "f", creation(source="s", fork_offset=offset_at(log, "s", 3)))
@@ -52,7 +52,7 @@ async def test_offsets_up_to_the_fork_point_are_the_sources(log: EmbeddedLog) ->
     ("at", "records"),
     [(None, 4), ("now", 4), ("-1", 0), (0, 0), (1, 1), (2, 2), (3, 3), (4, 4)],
 )
-async def test_a_fork_has_the_records_before_its_point(log: EmbeddedLog, at: object, records: int) -> None:
+async def test_a_fork_has_the_records_before_its_point(log: Streams, at: object, records: int) -> None:
     """Wherever a fork begins, between appends or inside one, it has what was before and goes its own way."""
     await _source(log)
     point = offset_at(log, "s", at) if isinstance(at, int) else at
@@ -66,7 +66,7 @@ async def test_a_fork_has_the_records_before_its_point(log: EmbeddedLog, at: obj
         assert await read_records(log, "f", start) == expected[start:]
 
 
-async def test_a_fork_of_a_fork_reaches_through_both(log: EmbeddedLog) -> None:
+async def test_a_fork_of_a_fork_reaches_through_both(log: Streams) -> None:
     """A fork may be forked before or after its own beginning, and reads each part from whom it is."""
     await _source(log)
     await create(log, "f", creation(source="s", fork_offset=offset_at(log, "s", 2)))
@@ -82,7 +82,7 @@ async def test_a_fork_of_a_fork_reaches_through_both(log: EmbeddedLog) -> None:
         log.find("early").resolve(offset_at(log, "f", 2))
 
 
-async def test_a_fork_takes_over_the_configuration(log: EmbeddedLog) -> None:
+async def test_a_fork_takes_over_the_configuration(log: Streams) -> None:
     """What a fork does not state it has from its source."""
     await create(log, "s", creation(TEXT, ttl_s=60, retention_bytes=1000, retention_age_s=5))
     await create(log, "f", creation(source="s"))
@@ -99,7 +99,7 @@ def _typed_fork(source: str, content_type: str) -> Create:
     return replace(creation(content_type, source=source), explicit=frozenset({"content_type"}))
 
 
-async def test_a_fork_point_inside_a_record_splits_it(log: EmbeddedLog) -> None:
+async def test_a_fork_point_inside_a_record_splits_it(log: Streams) -> None:
     """In a stream of bytes a fork may begin between two bytes: the record there is shared up to them."""
     await create(log, "s", creation(BYTES))
     await append(log, "s", b"abc")
@@ -116,7 +116,7 @@ async def test_a_fork_point_inside_a_record_splits_it(log: EmbeddedLog) -> None:
     assert refused.value.code == "fork-sub-offset-invalid"
 
 
-async def test_a_fork_of_what_is_not_there_is_refused(log: EmbeddedLog) -> None:
+async def test_a_fork_of_what_is_not_there_is_refused(log: Streams) -> None:
     """The source must exist, and the offset must be one of its own."""
     await _source(log)
     await _source(log, "other")
@@ -129,7 +129,7 @@ async def test_a_fork_of_what_is_not_there_is_refused(log: EmbeddedLog) -> None:
         log.find("f")
 
 
-async def test_the_same_fork_again_is_the_same_stream(log: EmbeddedLog) -> None:
+async def test_the_same_fork_again_is_the_same_stream(log: Streams) -> None:
     """A fork asked for twice exists once; another fork point under its name is refused."""
     await _source(log)
     fork = creation(source="s", fork_offset=offset_at(log, "s", 2))
@@ -142,7 +142,7 @@ async def test_the_same_fork_again_is_the_same_stream(log: EmbeddedLog) -> None:
         await create(log, "f")
 
 
-async def test_a_deleted_source_is_kept_for_its_forks(log: EmbeddedLog) -> None:
+async def test_a_deleted_source_is_kept_for_its_forks(log: Streams) -> None:
     """A source with forks that is deleted cannot be read, appended to, or made anew; its forks go on."""
     await _source(log)
     await create(log, "f", creation(source="s"))
@@ -160,7 +160,7 @@ async def test_a_deleted_source_is_kept_for_its_forks(log: EmbeddedLog) -> None:
     assert log.statistics().streams == 1
 
 
-async def test_the_last_fork_takes_its_deleted_source_along(log: EmbeddedLog) -> None:
+async def test_the_last_fork_takes_its_deleted_source_along(log: Streams) -> None:
     """When the last fork goes, so does every deleted source above it; then their names are free."""
     await _source(log)
     await create(log, "f", creation(source="s"))
@@ -180,7 +180,7 @@ async def test_the_last_fork_takes_its_deleted_source_along(log: EmbeddedLog) ->
     assert log.statistics().streams == 4
 
 
-async def test_a_living_source_stays_when_its_forks_go(log: EmbeddedLog) -> None:
+async def test_a_living_source_stays_when_its_forks_go(log: Streams) -> None:
     """Deleting a fork does nothing to a source that was not deleted."""
     await _source(log)
     await create(log, "f", creation(source="s"))
@@ -283,7 +283,7 @@ async def test_a_cascade_that_found_no_room_does_not_bring_the_source_back(disk:
     assert log.statistics().streams == 0
 
 
-async def test_a_fork_begins_where_its_source_still_reaches(log: EmbeddedLog) -> None:
+async def test_a_fork_begins_where_its_source_still_reaches(log: Streams) -> None:
     """A fork can be read from the start it names, also when retention went on in its source."""
     await create(log, "s", creation(retention_bytes=40))
     for number in range(5):
@@ -318,7 +318,7 @@ async def test_two_creations_at_once_make_one_fork(disk: Disk) -> None:
     assert await read_records(disk.log, "f") == [b"a"]
 
 
-async def test_forks_are_counted_once(log: EmbeddedLog) -> None:
+async def test_forks_are_counted_once(log: Streams) -> None:
     """A source that lost its forks, by deletion or by being refused, can be deleted for good."""
     await _source(log)
     await create(log, "f", creation(source="s"))

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.constants import patch_constants
 from tests.support.disk import Disk
+from tests.support.embedded import embedded
 from tests.support.groups import Held, PuppetMember, Stage
 from tests.support.log import Answer, create, creation, delete
 from tests.support.waiting import until
@@ -18,7 +19,6 @@ from wayside.core.limits import Limits
 from wayside.core.records import JSON, Durability, Meta
 from wayside.groups.events import GroupSpec
 from wayside.link.frames import Ack, Nack, Publish, Settlement
-from wayside.storage.embedded.log import EmbeddedLog
 from wayside.testing import ManualClock
 
 
@@ -32,7 +32,7 @@ async def stage(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClo
         stage.groups.stop()
         await disk.close()
         return
-    log = EmbeddedLog(None, clock=clock)
+    log = embedded(None, clock=clock)
     log.start()
     stage = Stage(None, clock, log)
     yield stage
@@ -327,11 +327,11 @@ async def test_clocks_that_jump_end_no_lease(stage: Stage, clock: ManualClock) -
     member = await stage.member()
     first, _ = member.take()
     for jump in (3_600_000, -7_200_000):
-        clock._start_ms += jump
+        clock.jump(jump / 1000)
         await stage.advance(3)
         assert not member.got
     await member.nack(first, delay_s=2)
-    clock._start_ms -= 3_600_000
+    clock.jump(-3600)
     await stage.advance(1)
     assert not member.got
     await stage.advance(1)
@@ -741,6 +741,25 @@ async def test_records_that_only_the_disk_has(trimmed: Stage) -> None:
     assert not trimmed.log.find("s").holds
 
 
+async def test_records_that_expired_on_the_disk(trimmed: Stage, clock: ManualClock) -> None:
+    """They are passed over and counted, at the beginning, between others and at the end; the others are given."""
+    await create(trimmed.log, "s", creation("application/octet-stream"))
+    for number in range(12):
+        lapses = number % 4 in (0, 3)
+        meta = Meta(expires_ms=clock.wall_ms() + 1000) if lapses else None
+        await trimmed.publish("s", b"%04d" % number + b"x" * 40_000, meta=meta)
+    assert trimmed.log.find("s").cache_from > 6
+    clock.advance(2)
+    await trimmed.put()
+    member = await trimmed.member(credit=100)
+    assert [held.position for held in member.got] == [1, 2, 5, 6, 9, 10]
+    counts = trimmed.state().counts
+    assert (counts["delivered"], counts["expired"], counts["missed"]) == (6, 6, 0)
+    stream = trimmed.log.find("s")
+    states = [(await trimmed.receipt("s", str(stream.offset(at + 1))))["state"] for at in range(12)]
+    assert states == ["expired", "in-flight", "in-flight", "expired"] * 3
+
+
 async def test_many_streams_that_only_the_disk_has(trimmed: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """With little credit no more of them is held in memory than is of use."""
     patch_constants(monkeypatch, HELD_MAX=4)
@@ -755,11 +774,11 @@ async def test_many_streams_that_only_the_disk_has(trimmed: Stage, monkeypatch: 
     while member.got:
         held = member.take()
         seen += len(held)
-        assert len(trimmed.group("g").reading._batches) <= 4
+        assert len(trimmed.group("g").reading.fetched) <= 4
         member.grant(3)
         await member.ack(*held)
     assert seen == 60
-    assert not trimmed.group("g").reading._batches
+    assert not trimmed.group("g").reading.fetched
 
 
 async def test_a_stream_that_is_deleted_while_it_is_read(trimmed: Stage) -> None:
@@ -769,13 +788,13 @@ async def test_a_stream_that_is_deleted_while_it_is_read(trimmed: Stage) -> None
     member = PuppetMember(trimmed, "g", "m")
     trimmed.group("g").join(member.member)
     async with asyncio.timeout(10):
-        while not trimmed.group("g").reading._tasks:  # noqa: ASYNC110 - there is no event to wait for
+        while not trimmed.group("g").reading.busy:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0)
     await delete(trimmed.log, "s")
     await create(trimmed.log, "s", creation("application/octet-stream", body=b"new"))
     await trimmed.settle()
     assert [held.data for held in member.got][-1:] == [b"new"]
     reading = trimmed.group("g").reading
-    assert not reading._batches
-    assert not reading._singles
-    assert not reading._tasks
+    assert not reading.fetched
+    assert not reading.singles
+    assert not reading.busy

@@ -7,16 +7,19 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.constants import patch_constants
 from tests.support.disk import Disk
+from tests.support.embedded import embedded
 from tests.support.groups import Stage, facts
-from tests.support.log import BYTES, create, creation, delete, read_batches, read_records
+from tests.support.log import BYTES, Answer, create, creation, delete, read_batches, read_records
 from tests.support.waiting import until
 from wayside.core.errors import BadRequest, Conflict
-from wayside.core.records import Durability, Meta
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.core.records import Durability, Meta, Offset
+from wayside.groups.events import DeadLetter, GroupSpec, decode_events, decode_snapshot, encode
+from wayside.groups.state import GroupState
 from wayside.testing import ManualClock
 
 
@@ -30,7 +33,7 @@ async def stage(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClo
         stage.groups.stop()
         await disk.close()
         return
-    log = EmbeddedLog(None, clock=clock)
+    log = embedded(None, clock=clock)
     log.start()
     stage = Stage(None, clock, log)
     yield stage
@@ -165,6 +168,27 @@ async def test_a_dead_letter_stream_that_cannot_be_used(stage: Stage, monkeypatc
     await until(lambda: not stage.group("g").stuck)
 
 
+async def test_a_record_that_dies_again_while_it_is_stuck(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read anew meanwhile, and dead once more: it is moved once, as what it is now."""
+    patch_constants(monkeypatch, STUCK_S=0.002)
+    await create(stage.log, "dead", creation(closed=True))
+    await numbers(stage, 1)
+    await stage.put(retries=0, dead_letter="dead")
+    member = await stage.member()
+    await member.begin((), [member.got[0].nack(reason="first")]).wait()
+    await until(lambda: stage.group("g").stuck)
+    answer = Answer()
+    stage.group("g").seek("-1", lambda _path: True, answer)
+    await answer.wait()
+    await until(lambda: len(member.got) == 2)
+    await member.begin((), [member.got[1].nack(reason="second")]).wait()
+    await delete(stage.log, "dead")
+    await until(lambda: stage.state().counts["dead"] == 1)
+    await stage.settle()
+    assert [letter.reason for letter in stage.state().dead.values()] == ["second"]
+    assert await read_records(stage.log, "dead") == [b"0"]
+
+
 async def test_a_dead_letter_stream_is_as_durable_as_the_group(lasting: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that a crash may take is refused when the group is made, and is not used when it was made later."""
     patch_constants(monkeypatch, STUCK_S=0.002)
@@ -177,7 +201,7 @@ async def test_a_dead_letter_stream_is_as_durable_as_the_group(lasting: Stage, m
     member = await lasting.member()
     await member.begin((), [member.got[0].nack()]).wait()
     await until(lambda: lasting.group("g").stuck)
-    assert lasting.log.find("later").next == 0
+    assert lasting.log.find("later").tail == 0
     await delete(lasting.log, "later")
     await until(lambda: lasting.state().counts["dead"] == 1)
 
@@ -198,7 +222,7 @@ async def test_killed_while_it_is_moved_a_record_is_in_one_place(lasting: Stage,
     gate = disk.gate()
     gate.shut()
     member.begin((), [held.nack() for held in member.got])
-    await until(lambda: lasting.log.find("dead").next == 3)
+    await until(lambda: lasting.state().counts["dead"] == 3)
     if commits == 1:
         gate.let()
     elif commits == 2:
@@ -215,6 +239,61 @@ async def test_killed_while_it_is_moved_a_record_is_in_one_place(lasting: Stage,
     assert sorted(await read_records(lasting.log, "dead")) == [b"0", b"1", b"2"]
     assert not lasting.state().partitions[1].outstanding
     assert facts(await lasting.kept()) == facts(lasting.state())
+    letters = await read_records(lasting.log, "dead")
+    for record in member.got:
+        place = (await lasting.receipt(record))["dead_letter"]["offset"]
+        assert letters[Offset.parse(place).position - 1] == record.data
+
+
+async def test_a_letter_that_is_gone_before_it_is_known_where_it_was(lasting: Stage, disk: Disk) -> None:
+    """Killed between the move and the note of it, with a dead-letter stream that is not there any more: the record is dead,
+    and the group goes on."""
+    await numbers(lasting, 1)
+    await create(lasting.log, "dead")
+    await lasting.put(retries=0, dead_letter="dead")
+    member = await lasting.member()
+    gate = disk.gate()
+    gate.shut()
+    answer = member.begin((), [member.got[0].nack()])
+    await until(lambda: lasting.state().counts["dead"])
+    gate.let()
+    await answer.wait()
+    await disk.crash()
+    gate.open()
+    lasting.groups.stop()
+    assert [letter.since is None for letter in (await lasting.kept()).dead.values()] == [False]
+    await delete(lasting.log, "dead")
+    lasting.take_up()
+    await lasting.groups.start()
+    await lasting.settle()
+    receipt = await lasting.receipt(member.got[0])
+    assert receipt["state"] == "dead"
+    assert "dead_letter" not in receipt
+    await lasting.publish("s", b"1")
+    again = await lasting.member()
+    assert await lasting.redrive() == 1
+    assert sorted(again.data) == [b"0", b"1"]
+    assert facts(await lasting.kept()) == facts(lasting.state())
+
+
+def test_events_and_snapshots_of_before_are_read() -> None:
+    """A death that says where its letter is, as version 0.1 wrote it, is the same death."""
+    place = ["dead", "00000000001_0000000000000001"]
+    written = [
+        [1, 1, "s", 7, 0],
+        [2, 1, "m", 1000, 30.0, [[1, 0, 1]]],
+        [4, 2000, [[1, 0, 1, 0]], True, "why"],
+        [5, 3000, 1, 0, "why", place],
+    ]
+    state = GroupState(GroupSpec(["s"]))
+    for event in decode_events(msgspec.msgpack.encode(written)):
+        state.apply(event)
+    letter = DeadLetter(1, "s", 0, 3000, 1, "why", ("dead", place[1]))
+    assert state.dead == {(1, 0): letter}
+    snapshot = msgspec.msgpack.decode(encode(state.snapshot(4)))
+    snapshot[-1] = [each[:7] for each in snapshot[-1]]
+    kept = GroupState.restore(decode_snapshot(msgspec.msgpack.encode(snapshot)))
+    assert kept.dead == {(1, 0): letter}
 
 
 async def test_redriven_records_are_held_and_outlive_the_hub(lasting: Stage) -> None:
@@ -269,7 +348,7 @@ async def test_a_mistake_of_ours_is_told_and_the_record_is_moved_all_the_same(
     """Whatever goes wrong between the last failure and the dead letter: the record is not forgotten."""
     reported: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context["exception"]))
-    monkeypatch.setattr("wayside.groups.deadletters.STUCK_S", 0.0)
+    patch_constants(monkeypatch, STUCK_S=0.0)
     await numbers(stage, 1)
     group = await stage.put(retries=0, dead_letter="dead")
     journal = group.journal

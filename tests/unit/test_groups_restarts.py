@@ -113,7 +113,7 @@ async def test_a_wall_clock_that_went_back_meanwhile_delays_nothing_for_long(sta
     await stage.put()
     member = await stage.member()
     await member.nack(*member.got, delay_s=30)
-    clock._start_ms -= 3_600_000
+    clock.jump(-3600)
     await stage.crash()
     member = await stage.member()
     await stage.advance(30)
@@ -135,7 +135,7 @@ async def test_order_and_parked_records_outlive_the_hub(stage: Stage, gone: Call
         await gone()
         assert facts(stage.state()) == before
         await member.ack(*held)
-        await stage.group("g").journal._landed.wait()
+        await stage.settle()
         member = await stage.member()
         seen += [each.data for each in member.got]
     assert sorted(seen) == [b'{"k":1,"n":0}', b'{"k":1,"n":1}', b'{"k":1,"n":2}', b'{"k":2,"n":3}']
@@ -308,7 +308,7 @@ async def test_a_full_disk_while_burying(stage: Stage, disk: Disk) -> None:
     gate = disk.gate()
     gate.shut()
     answer = member.begin((), [held.nack() for held in member.got])
-    await until(lambda: stage.group("g").journal._flying)
+    await until(lambda: stage.group("g").journal.under_way)
     gate.let()
     gate.full = 1
     gate.open()
@@ -359,9 +359,9 @@ async def test_numbers_that_were_not_kept_stand_for_other_streams(stage: Stage, 
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_what_is_still_on_its_way_counts_when_a_group_is_read_again(disk: Disk, clock: ManualClock) -> None:
+async def test_what_is_still_on_its_way_counts_when_a_group_is_read_again(tmp_path: Path, clock: ManualClock) -> None:
     """An append that the log refuses at once does not hide the ones before it, which are kept all the same."""
-    await disk.restart(Limits(uncommitted_bytes_max=20_000))
+    disk = Disk(tmp_path, clock=clock, limits=Limits(uncommitted_bytes_max=20_000))
     stage = Stage(disk, clock)
     await numbers(stage, 4)
     await stage.put()
@@ -369,7 +369,7 @@ async def test_what_is_still_on_its_way_counts_when_a_group_is_read_again(disk: 
     gate = disk.gate()
     gate.shut()
     first = member.begin(member.got[:1])
-    await until(lambda: stage.group("g").journal._flying == 1)
+    await until(lambda: stage.group("g").journal.under_way)
     begin_append(disk.log, "s", b'"%b"' % (b"x" * 30_000))
     second = member.begin(member.got[1:2])
     with pytest.raises(Overloaded):
@@ -384,6 +384,7 @@ async def test_what_is_still_on_its_way_counts_when_a_group_is_read_again(disk: 
     assert [each.code for each in (await member.ack(member.got[0])).refused] == ["already-settled"]
     assert (await member.ack(*member.got[1:])).acked == 4
     stage.groups.stop()
+    await disk.close()
 
 
 async def test_events_stay_in_order_behind_a_transaction_that_waits_for_ids(tmp_path: Path, clock: ManualClock) -> None:
@@ -400,10 +401,10 @@ async def test_events_stay_in_order_behind_a_transaction_that_waits_for_ids(tmp_
     held = member.got
     answer = member.begin(held[:1], [held[1].nack()], publish=[Publish("out", [b"y"], {0: Meta(id="id-9")})])
     journal = stage.group("g").journal
-    blocked = journal._blocked
+    takes = journal.takes
     await stage.seek("-1")
     assert (await answer.wait()).acked == 1
-    assert blocked
+    assert not takes
     await stage.settle()
     assert facts(await stage.kept()) == facts(stage.state())
     await stage.crash()

@@ -11,7 +11,7 @@ from tests.support.waiting import until
 from wayside.core.errors import StoreFull, TooLarge
 from wayside.core.limits import Limits
 from wayside.core.records import JSON
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 
 PIECE = Limits().piece_bytes_max
 BODY = bytes(range(256)) * 4000
@@ -47,7 +47,7 @@ async def test_pieces_appear_together(disk: Disk) -> None:
     await answer.wait()
 
 
-async def test_text_pieces_are_text(log: EmbeddedLog) -> None:
+async def test_text_pieces_are_text(log: Streams) -> None:
     """A long text is not cut inside a character."""
     text = "x" + "€" * 300_000
     await create(log, "s", creation(TEXT))
@@ -57,7 +57,7 @@ async def test_text_pieces_are_text(log: EmbeddedLog) -> None:
     assert "".join(record.decode() for record in records) == text
 
 
-async def test_long_json_is_parsed_whole(log: EmbeddedLog) -> None:
+async def test_long_json_is_parsed_whole(log: Streams) -> None:
     """A JSON body is cut into its values whatever its size, and refused beyond its own limit."""
     await create(log, "s")
     value = b'"%s"' % (b"." * 700_000)
@@ -86,7 +86,7 @@ async def _finished(sink: Recorder) -> None:
     await until(lambda: sink.finished)
 
 
-async def test_a_long_body_can_be_the_first(log: EmbeddedLog) -> None:
+async def test_a_long_body_can_be_the_first(log: Streams) -> None:
     """A stream may be created with a long body, and closed with it."""
     created = await create(log, "s", creation(BYTES, body=spool(BODY), closed=True))
     assert created.info.closed

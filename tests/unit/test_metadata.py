@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support.constants import patch_constants
 from tests.support.disk import Disk
+from tests.support.embedded import embedded
 from tests.support.followers import Plainly, Recorder
 from tests.support.log import append, begin_append, begin_publish, create, creation, publish, read_batches, read_records
 from tests.support.waiting import until
@@ -19,19 +20,19 @@ from wayside.core.errors import StoreFull
 from wayside.core.records import Batch, Meta
 from wayside.storage.embedded import check as checking
 from wayside.storage.embedded.files import CHECKED_VFS, DATABASE, open_database
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 from wayside.testing import ManualClock
 
 
-async def metas(log: EmbeddedLog, path: str, position: int | None = None) -> dict[int, Meta]:
+async def metas(log: Streams, path: str, position: int | None = None) -> dict[int, Meta]:
     """By position, of everything that can be read."""
     batches = await read_batches(log.find(path, touch=False), position)
     return {batch.position + index: meta for batch in batches for index, meta in (batch.meta or {}).items()}
 
 
-def reopen(disk: Disk) -> EmbeddedLog:
+def reopen(disk: Disk) -> Streams:
     """After the log was closed."""
-    disk.log = EmbeddedLog(disk.directory, clock=disk.clock)
+    disk.log = embedded(disk.directory, clock=disk.clock)
     disk.log.start()
     return disk.log
 
@@ -64,7 +65,7 @@ def test_a_part_of_a_batch_has_the_metadata_of_its_records(
     assert part.records == whole.records[part.position - 5 : part.end - 5]
 
 
-async def test_appends_of_one_tick_keep_theirs(log: EmbeddedLog) -> None:
+async def test_appends_of_one_tick_keep_theirs(log: Streams) -> None:
     """Appends that become one batch each keep what was said of their records, by index there."""
     await create(log, "s")
     answers = [
@@ -79,7 +80,7 @@ async def test_appends_of_one_tick_keep_theirs(log: EmbeddedLog) -> None:
     assert await metas(log, "s", 3) == {3: B, 4: B, 5: C}
 
 
-async def test_a_read_in_small_steps_and_a_fork_have_it(log: EmbeddedLog, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_read_in_small_steps_and_a_fork_have_it(log: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut in runs as reads are, and inherited by a fork."""
     await create(log, "s")
     await publish(log, "s", *[b"%d" % n for n in range(10_000)], meta={0: A, 4095: B, 4096: C, 9999: A})
@@ -155,7 +156,7 @@ async def test_a_store_of_the_first_format_is_taken_over(disk: Disk) -> None:
     assert await metas(log, "s") == {1: A}
 
 
-async def test_the_expired_are_left_out(log: EmbeddedLog, clock: ManualClock) -> None:
+async def test_the_expired_are_left_out(log: Streams, clock: ManualClock) -> None:
     """What has expired is given to no reader, wherever it stands among others; positions stay."""
     await create(log, "s")
     soon = Meta(expires_ms=clock.wall_ms() + 1000)

@@ -8,7 +8,7 @@ from tests.support.disk import Disk
 from tests.support.log import append, create, creation, delete
 from wayside.core.errors import BadRequest, Gone
 from wayside.core.records import Durability, Offset
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 
 
 @pytest.mark.parametrize("offset", [Offset(1, 0), Offset(0x1A3185C5000, 42), Offset(16**11 - 1, 10**16 - 1)])
@@ -54,7 +54,7 @@ def test_what_is_no_token_is_refused(text: str) -> None:
     assert len(refused.value.detail) < 250
 
 
-async def test_the_zero_token_is_the_first_position_of_any_life(log: EmbeddedLog) -> None:
+async def test_the_zero_token_is_the_first_position_of_any_life(log: Streams) -> None:
     """The all-zero token of the protocol's own server names position 0 of whatever stream is there."""
     await create(log, "s")
     await append(log, "s", b"1")
@@ -64,7 +64,7 @@ async def test_the_zero_token_is_the_first_position_of_any_life(log: EmbeddedLog
     assert log.find("s").resolve(Offset.parse("0000000000000000_0000000000000000")) == 0
 
 
-async def test_the_zero_token_expires_like_any_other(log: EmbeddedLog) -> None:
+async def test_the_zero_token_expires_like_any_other(log: Streams) -> None:
     """Once the first record is not retained any more, the zero token is gone too."""
     await create(log, "s", creation(retention_bytes=10))
     for _ in range(10):
@@ -74,7 +74,7 @@ async def test_the_zero_token_expires_like_any_other(log: EmbeddedLog) -> None:
     assert gone.value.code == "offset-expired"
 
 
-async def test_every_position_resolves_to_itself(log: EmbeddedLog) -> None:
+async def test_every_position_resolves_to_itself(log: Streams) -> None:
     """Each offset from the start to the tail, both included, names its position."""
     await create(log, "s")
     appended = await append(log, "s", b"[1,2,3]")
@@ -83,7 +83,7 @@ async def test_every_position_resolves_to_itself(log: EmbeddedLog) -> None:
     assert appended.offset == stream.offset(3) == stream.info().tail
 
 
-async def test_an_offset_beyond_the_tail_is_refused(log: EmbeddedLog) -> None:
+async def test_an_offset_beyond_the_tail_is_refused(log: Streams) -> None:
     """A position that no record has reached is not where anybody stands."""
     await create(log, "s")
     tail = (await append(log, "s", b"1")).offset
@@ -92,7 +92,7 @@ async def test_an_offset_beyond_the_tail_is_refused(log: EmbeddedLog) -> None:
     assert gone.value.code == "offset-lost"
 
 
-async def test_an_offset_of_an_earlier_life_is_refused(log: EmbeddedLog) -> None:
+async def test_an_offset_of_an_earlier_life_is_refused(log: Streams) -> None:
     """After deletion and creation anew an old offset is answered with the code that says so, and where to begin."""
     await create(log, "s")
     old = (await append(log, "s", b"1")).offset
@@ -106,7 +106,7 @@ async def test_an_offset_of_an_earlier_life_is_refused(log: EmbeddedLog) -> None
     assert str(new) > str(old)
 
 
-async def test_an_offset_before_retention_is_refused_with_the_earliest(log: EmbeddedLog) -> None:
+async def test_an_offset_before_retention_is_refused_with_the_earliest(log: Streams) -> None:
     """An offset whose records have been let go names the earliest that can be read instead."""
     await create(log, "s", creation(retention_bytes=30))
     first = (await append(log, "s", b"12345678")).offset

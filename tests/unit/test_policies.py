@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.disk import Disk
+from tests.support.embedded import embedded
 from tests.support.followers import Plainly, Recorder
 from tests.support.log import BYTES, append, begin_append, create, creation, publish, spool
 from tests.support.waiting import turns, until
@@ -18,7 +19,7 @@ from wayside.core.errors import BadRequest, Gone
 from wayside.core.limits import Limits
 from wayside.core.policies import Policy, key_reader, policy_of
 from wayside.core.records import Batch, Durability, Meta
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 from wayside.testing import ManualClock
 
 NEWEST, PER_KEY = Policy("conflate"), Policy("conflate", "k")
@@ -51,7 +52,7 @@ def _array(records: list[bytes]) -> bytes:
     return b"[" + b",".join(records) + b"]"
 
 
-async def _missed(log: EmbeddedLog, keys: list[str | int | None]) -> Rows:
+async def _missed(log: Streams, keys: list[str | int | None]) -> Rows:
     """A stream with one record for each key."""
     records = _records(keys)
     await create(log, "s")
@@ -64,7 +65,7 @@ async def _end(sink: Recorder) -> None:
     await until(lambda: sink.finished)
 
 
-def _follow(log: EmbeddedLog, sink: Recorder, policy: Policy, position: int = 0, **options: Any) -> Any:
+def _follow(log: Streams, sink: Recorder, policy: Policy, position: int = 0, **options: Any) -> Any:
     return log.follow(log.find("s"), position, Plainly(), sink, "test", policy=policy, **options)
 
 
@@ -134,7 +135,7 @@ def test_policies_have_defaults() -> None:
 # -- conflate
 
 
-async def test_a_late_reader_is_given_the_newest_of_each_key_and_then_everything(log: EmbeddedLog) -> None:
+async def test_a_late_reader_is_given_the_newest_of_each_key_and_then_everything(log: Streams) -> None:
     """From an old offset: the latest record per key in order of position, those without the field all of them; from then
     on each record."""
     missed = await _missed(log, ["a", "b", "a", None, 1, "b", None, "1", "c", "a", 1])
@@ -149,7 +150,7 @@ async def test_a_late_reader_is_given_the_newest_of_each_key_and_then_everything
     assert log.statistics().policies == {"conflate": 1}
 
 
-async def test_without_a_key_only_the_newest_record_counts(log: EmbeddedLog) -> None:
+async def test_without_a_key_only_the_newest_record_counts(log: Streams) -> None:
     """Of a stream of any type."""
     await create(log, "s", creation(BYTES))
     for record in (b"1", b"2", b"3"):
@@ -161,7 +162,7 @@ async def test_without_a_key_only_the_newest_record_counts(log: EmbeddedLog) -> 
     assert log.statistics().skipped == {"conflate": 2}
 
 
-async def test_whoever_resumes_gets_what_is_left_of_the_same(log: EmbeddedLog) -> None:
+async def test_whoever_resumes_gets_what_is_left_of_the_same(log: Streams) -> None:
     """After any record that was sent a new reader is given exactly those that were sent after it."""
     missed = await _missed(log, ["a", "b", "c", "a", "d", "b", "a", "e", "d"])
     expected = _newest(missed)
@@ -172,7 +173,7 @@ async def test_whoever_resumes_gets_what_is_left_of_the_same(log: EmbeddedLog) -
         assert _rows(sink.frames) == expected[sent:]
 
 
-async def test_credit_is_spent_on_what_is_sent(log: EmbeddedLog) -> None:
+async def test_credit_is_spent_on_what_is_sent(log: Streams) -> None:
     """What is conflated away costs none; and what comes while there is none is conflated with the rest."""
     missed = await _missed(log, ["a", "b", "a", "c", "b", "a"])
     sink = Recorder()
@@ -192,7 +193,7 @@ async def test_what_is_held_is_bounded(place: str, disk: Disk) -> None:
     """Beyond so many keys what is held is given and conflation begins anew behind it: a key may come again, and the newest
     record of each does."""
     limits = Limits(conflated_keys_max=4, read_records_max=3, read_bytes_max=1000, stream_cache_bytes_max=1)
-    log = EmbeddedLog(disk.directory.parent / "other" if place == "disk" else None, limits=limits)
+    log = embedded(disk.directory.parent / "other" if place == "disk" else None, limits=limits)
     log.start()
     try:
         keys: list[str | int | None] = [f"k{n * n % 17}" for n in range(200)]
@@ -208,7 +209,7 @@ async def test_what_is_held_is_bounded(place: str, disk: Disk) -> None:
         await log.close()
 
 
-async def test_a_follower_that_conflates_is_told_of_the_end(log: EmbeddedLog) -> None:
+async def test_a_follower_that_conflates_is_told_of_the_end(log: Streams) -> None:
     """What is held is given before the end of a stream that is closed."""
     missed = await _missed(log, ["a", "a", "b"])
     await append(log, "s", close=True)
@@ -220,7 +221,7 @@ async def test_a_follower_that_conflates_is_told_of_the_end(log: EmbeddedLog) ->
     assert log.statistics().policies == {"conflate": 0}
 
 
-async def test_what_can_not_be_read_ends_it(log: EmbeddedLog) -> None:
+async def test_what_can_not_be_read_ends_it(log: Streams) -> None:
     """Where retention has overtaken a reader that conflates by key it is cut, as any other: it may have missed a key."""
     await create(log, "s", creation(durability=Durability.MEMORY, retention_bytes=200))
     sink = Recorder(room=0)
@@ -243,7 +244,7 @@ def test_conflation_is_exact(steps: list[list[list[str | int | None]]]) -> None:
     missed, in one frame; and while it keeps up, everything."""
 
     async def run() -> None:
-        log = EmbeddedLog(None, clock=ManualClock())
+        log = embedded(None, clock=ManualClock())
         log.start()
         await create(log, "s")
         sink = Recorder()
@@ -282,7 +283,7 @@ def test_conflation_is_exact(steps: list[list[list[str | int | None]]]) -> None:
 # -- sample
 
 
-async def test_a_sample_is_the_newest_record_of_each_interval(log: EmbeddedLog) -> None:
+async def test_a_sample_is_the_newest_record_of_each_interval(log: Streams) -> None:
     """Nothing comes before the interval is over, whatever is appended; then what is newest, and at the end what is left."""
     missed = await _missed(log, ["a", "b", "c"])
     sink = Recorder()
@@ -299,7 +300,7 @@ async def test_a_sample_is_the_newest_record_of_each_interval(log: EmbeddedLog) 
     assert log.statistics().skipped == {"sample": 2 + 210}
 
 
-async def test_a_sample_per_key_is_one_frame(log: EmbeddedLog) -> None:
+async def test_a_sample_per_key_is_one_frame(log: Streams) -> None:
     """Each interval has one frame, with the newest record of every key that has changed."""
     await _missed(log, [])
     sink = Recorder()
@@ -321,7 +322,7 @@ async def test_a_sample_per_key_is_one_frame(log: EmbeddedLog) -> None:
     assert start == len(rows)
 
 
-async def test_a_sample_up_to_somewhere_ends_there(log: EmbeddedLog) -> None:
+async def test_a_sample_up_to_somewhere_ends_there(log: Streams) -> None:
     """It does not wait for an interval of which nothing comes."""
     missed = await _missed(log, ["a", "b", "c"])
     sink = Recorder()
@@ -331,9 +332,9 @@ async def test_a_sample_up_to_somewhere_ends_there(log: EmbeddedLog) -> None:
     assert sink.finished == "complete"
 
 
-async def test_one_that_samples_is_kept_alive(log: EmbeddedLog) -> None:
+async def test_one_that_samples_is_kept_alive(log: Streams) -> None:
     """It is in no cohort, and hears of the silence all the same."""
-    quick = EmbeddedLog(None, limits=Limits(heartbeat_s=0.001))
+    quick = embedded(None, limits=Limits(heartbeat_s=0.001))
     quick.start()
     try:
         await create(quick, "s")
@@ -349,7 +350,7 @@ async def test_one_that_samples_is_kept_alive(log: EmbeddedLog) -> None:
         await quick.close()
 
 
-async def test_one_that_samples_is_told_where_to_resume(log: EmbeddedLog) -> None:
+async def test_one_that_samples_is_told_where_to_resume(log: Streams) -> None:
     """When the log is closed it stands after the last record that it was given."""
     await _missed(log, ["a", "a"])
     sink = Recorder()
@@ -363,7 +364,7 @@ async def test_one_that_samples_is_told_where_to_resume(log: EmbeddedLog) -> Non
 # -- disconnect
 
 
-async def test_one_that_lags_is_ended(log: EmbeddedLog) -> None:
+async def test_one_that_lags_is_ended(log: Streams) -> None:
     """Once it has kept up, and does not take what comes, it is ended when it is more than so many records behind."""
     await _missed(log, ["a"])
     ended: list[str] = []
@@ -383,7 +384,7 @@ async def test_one_that_lags_is_ended(log: EmbeddedLog) -> None:
     assert not log.find("s").is_read
 
 
-async def test_one_that_begins_far_behind_may_catch_up(log: EmbeddedLog) -> None:
+async def test_one_that_begins_far_behind_may_catch_up(log: Streams) -> None:
     """A reader that resumes is not ended for where it resumes from, or it would never get anywhere."""
     missed = await _missed(log, ["a"] * 20)
     sink = Recorder(room=0)
@@ -397,7 +398,7 @@ async def test_one_that_begins_far_behind_may_catch_up(log: EmbeddedLog) -> None
     assert not sink.finished, "it takes what comes"
 
 
-async def test_the_default_is_in_a_cohort_with_those_who_keep_up(log: EmbeddedLog) -> None:
+async def test_the_default_is_in_a_cohort_with_those_who_keep_up(log: Streams) -> None:
     """Followers that conflate or would be disconnected share the frames of all others while they keep up."""
     await create(log, "s")
     encoding = Plainly()
@@ -412,7 +413,7 @@ async def test_the_default_is_in_a_cohort_with_those_who_keep_up(log: EmbeddedLo
 
 
 @pytest.mark.parametrize("policy", [NEWEST, PER_KEY, Policy("sample", "k", interval_s=NEVER_S)])
-async def test_the_last_frame_ends_where_to_read_on(log: EmbeddedLog, policy: Policy) -> None:
+async def test_the_last_frame_ends_where_to_read_on(log: Streams, policy: Policy) -> None:
     """Also where the newest records have expired: who is told where it stands is told that it is at the tail."""
     await create(log, "s")
     await publish(log, "s", b'{"k":1}')
@@ -440,7 +441,7 @@ async def test_who_waits_for_the_disk_is_not_slow(disk: Disk) -> None:
     assert sink.finished is None
 
 
-async def test_the_newest_before_an_end_is_not_one_behind_it(log: EmbeddedLog) -> None:
+async def test_the_newest_before_an_end_is_not_one_behind_it(log: Streams) -> None:
     """A read up to a position, whose last record has expired, is given the newest before it."""
     await create(log, "s")
     await publish(log, "s", b"1")

@@ -13,29 +13,30 @@ import pytest
 
 from tests.support.constants import patch_constants
 from tests.support.disk import Disk
+from tests.support.embedded import store_of
 from tests.support.log import BYTES, TEXT, append, create, creation, delete, read_records, retain_by_age, settle
 from tests.support.waiting import turns, until
 from wayside.core.errors import Gone
 from wayside.core.limits import Limits
 from wayside.core.records import JSON, Batch, Durability
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 
 RECORD = b"x" * 1000
 
 
-async def _fill(log: EmbeddedLog, path: str, count: int, record: bytes = RECORD) -> None:
+async def _fill(log: Streams, path: str, count: int, record: bytes = RECORD) -> None:
     for _ in range(count):
         await append(log, path, record)
 
 
-async def _gone(log: EmbeddedLog, path: str, position: int) -> str:
+async def _gone(log: Streams, path: str, position: int) -> str:
     with pytest.raises(Gone) as gone:
         await log.find(path).read(position, 1000)
     assert gone.value.fields["earliest"] == str(log.find(path).info().earliest)
     return gone.value.code
 
 
-async def test_the_oldest_records_go_first(log: EmbeddedLog) -> None:
+async def test_the_oldest_records_go_first(log: Streams) -> None:
     """A stream bounded by bytes keeps at least those, not much more, and always the newest."""
     await create(log, "s", creation(TEXT, retention_bytes=10_000))
     for number in range(100):
@@ -48,7 +49,7 @@ async def test_the_oldest_records_go_first(log: EmbeddedLog) -> None:
     assert log.find("s").info().size == 1000 * len(records)
 
 
-async def test_a_record_larger_than_the_bound_is_kept_until_the_next(log: EmbeddedLog) -> None:
+async def test_a_record_larger_than_the_bound_is_kept_until_the_next(log: Streams) -> None:
     """The bound is what is kept at least: a single record is never too large to be kept."""
     await create(log, "s", creation(TEXT, retention_bytes=10))
     for letter in (b"a", b"b"):
@@ -56,7 +57,7 @@ async def test_a_record_larger_than_the_bound_is_kept_until_the_next(log: Embedd
         assert await read_records(log, "s") == [letter * 1000]
 
 
-async def test_a_read_before_retention_names_the_earliest(log: EmbeddedLog) -> None:
+async def test_a_read_before_retention_names_the_earliest(log: Streams) -> None:
     """What was let go is Gone, with the earliest offset that is left."""
     await create(log, "s", creation(TEXT, retention_bytes=2000))
     await _fill(log, "s", 50)
@@ -129,10 +130,10 @@ async def test_a_read_that_is_overtaken_is_gone_and_nothing_is_damaged(
     await create(disk.log, "s", creation(TEXT, retention_bytes=10_000))
     await _fill(disk.log, "s", 10)
     log = await disk.restart()
-    store = log.store
+    store = store_of(log)
     assert store is not None
     overtaken = threading.Event()
-    read = store.history.read
+    read: Callable[..., list[Batch]] = store.history.read
 
     def read_late(*arguments: Any) -> list[Batch]:
         assert overtaken.wait(30)
@@ -166,8 +167,8 @@ async def test_rows_of_records_that_went_are_freed(disk: Disk) -> None:
     assert len(await read_records(log, "s")) >= 100
 
 
-async def _tidied(log: EmbeddedLog) -> None:
-    store = log.store
+async def _tidied(log: Streams) -> None:
+    store = store_of(log)
     assert store is not None
     await until(lambda: not store.has_garbage)
 
@@ -180,7 +181,7 @@ def _chunk_bytes(directory: Path, sid: int) -> int:
         connection.close()
 
 
-async def test_records_go_by_age(log: EmbeddedLog, manual: Callable[[float], None]) -> None:
+async def test_records_go_by_age(log: Streams, manual: Callable[[float], None]) -> None:
     """Records older than a stream keeps them go; younger ones stay, whatever their size."""
     await create(log, "s", creation(TEXT, retention_age_s=60))
     await append(log, "s", b"old")
@@ -263,7 +264,7 @@ async def test_a_stream_without_a_bound_has_the_default(disk: Disk) -> None:
     assert 90 <= kept["mine"] <= 105
 
 
-async def test_retention_does_not_touch_another_stream(log: EmbeddedLog) -> None:
+async def test_retention_does_not_touch_another_stream(log: Streams) -> None:
     """The bound is each stream's own."""
     await create(log, "s", creation(TEXT, retention_bytes=1000))
     await create(log, "t", creation(TEXT))

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.constants import patch_constants
 from tests.support.disk import Disk
+from tests.support.embedded import embedded, store_of
 from tests.support.log import (
     BYTES,
     append,
@@ -32,7 +33,6 @@ from wayside.core.errors import Conflict, NotFound, StoreFailed, StoreFull, Stor
 from wayside.core.limits import Limits
 from wayside.core.records import Durability
 from wayside.storage.embedded.files import read_mark
-from wayside.storage.embedded.log import EmbeddedLog
 from wayside.storage.embedded.store import Store
 
 # -- who may have it
@@ -41,7 +41,7 @@ from wayside.storage.embedded.store import Store
 async def test_a_second_opener_is_refused(disk: Disk) -> None:
     """A directory belongs to one hub at a time; the refusal names its process, and the hub is not disturbed."""
     with pytest.raises(StoreInUse) as refused:
-        EmbeddedLog(disk.directory)
+        embedded(disk.directory)
     assert refused.value.fields["pid"] == str(os.getpid())
     await create(disk.log, "s")
 
@@ -246,7 +246,7 @@ async def test_a_disk_that_failed_acknowledges_nothing_more(disk: Disk, monkeypa
     def broken(_unit: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(log.store, "commit", broken)
+    monkeypatch.setattr(store_of(log), "commit", broken)
     with pytest.raises(StoreFailed):
         await append(log, "s", b"2")
     assert log.failed

@@ -9,6 +9,7 @@ import apsw
 import pytest
 
 from tests.support.disk import Disk, Gate
+from tests.support.embedded import embedded
 from tests.support.failing_disk import FailingDisk
 from tests.support.log import (
     BYTES,
@@ -26,11 +27,11 @@ from tests.support.waiting import turns, until
 from wayside.core.errors import BadRequest, Conflict, NotFound, StoreFull
 from wayside.core.limits import Limits
 from wayside.core.records import Append, Appended, Meta
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 from wayside.testing import ManualClock
 
 
-def begin_all(log: EmbeddedLog, *appends: tuple[str, list[bytes]], ids: dict[str, str] | None = None) -> Answer:
+def begin_all(log: Streams, *appends: tuple[str, list[bytes]], ids: dict[str, str] | None = None) -> Answer:
     answer = Answer()
     log.append_all(
         [
@@ -42,7 +43,7 @@ def begin_all(log: EmbeddedLog, *appends: tuple[str, list[bytes]], ids: dict[str
     return answer
 
 
-async def append_all(log: EmbeddedLog, *appends: tuple[str, list[bytes]], **options: Any) -> list[Appended]:
+async def append_all(log: Streams, *appends: tuple[str, list[bytes]], **options: Any) -> list[Appended]:
     result: list[Appended] = await begin_all(log, *appends, **options).wait()
     return result
 
@@ -50,7 +51,7 @@ async def append_all(log: EmbeddedLog, *appends: tuple[str, list[bytes]], **opti
 # -- all, or none
 
 
-async def test_all_are_appended_in_order(log: EmbeddedLog) -> None:
+async def test_all_are_appended_in_order(log: Streams) -> None:
     """Several streams, and one of them twice; the answer has the offset after each."""
     await create(log, "a")
     await create(log, "b", creation(BYTES))
@@ -61,7 +62,7 @@ async def test_all_are_appended_in_order(log: EmbeddedLog) -> None:
     assert await append_all(log) == []
 
 
-async def test_what_is_refused_at_once_changes_nothing(log: EmbeddedLog) -> None:
+async def test_what_is_refused_at_once_changes_nothing(log: Streams) -> None:
     """No such stream, a closed one, an id for two records: nothing is appended anywhere."""
     await create(log, "a")
     await create(log, "closed", creation(closed=True))
@@ -116,7 +117,7 @@ async def test_a_full_disk_takes_all_of_them_back(disk: Disk) -> None:
 async def test_a_failing_disk_takes_all_of_them_back(tmp_path: Path, clock: ManualClock) -> None:
     """A disk that refuses to write leaves nothing of a transaction, on it or in sight."""
     failing = FailingDisk()
-    log = EmbeddedLog(tmp_path, clock=clock, vfs=failing.name)
+    log = embedded(tmp_path, clock=clock, vfs=failing.name)
     log.start()
     for path in "ab":
         await create(log, path)
@@ -128,7 +129,7 @@ async def test_a_failing_disk_takes_all_of_them_back(tmp_path: Path, clock: Manu
     assert [await read_records(log, path) for path in "ab"] == [[b"0"], [b"0"]]
     failing.heal()
     await log.close()
-    log = EmbeddedLog(tmp_path, clock=clock)
+    log = embedded(tmp_path, clock=clock)
     log.start()
     found = [await read_records(log, path) for path in "ab"]
     assert found in ([[b"0"]] * 2, [[b"0", b"1"]] * 2)  # a sync that failed may have been none, but never half of one
@@ -136,7 +137,7 @@ async def test_a_failing_disk_takes_all_of_them_back(tmp_path: Path, clock: Manu
     failing.unregister()
 
 
-async def test_a_message_id_that_was_there_before(log: EmbeddedLog) -> None:
+async def test_a_message_id_that_was_there_before(log: Streams) -> None:
     """The record with it is not appended again; the others are."""
     await create(log, "a", creation(BYTES))
     await create(log, "b", creation(BYTES))
@@ -172,7 +173,7 @@ async def test_ids_that_have_to_be_read_from_the_disk(tmp_path: Path, clock: Man
 # -- letting go
 
 
-async def test_trim_lets_go_of_what_is_before(log: EmbeddedLog) -> None:
+async def test_trim_lets_go_of_what_is_before(log: Streams) -> None:
     """Whole batches and chunks before the position go; nothing from it on does."""
     await create(log, "s", creation(BYTES))
     for number in range(40):
@@ -192,7 +193,7 @@ async def test_trim_lets_go_of_what_is_before(log: EmbeddedLog) -> None:
 
 async def test_small_records_in_memory_are_trimmed(clock: ManualClock) -> None:
     """Records that take more memory than bytes go as well."""
-    log = EmbeddedLog(None, clock=clock)
+    log = embedded(None, clock=clock)
     log.start()
     await create(log, "s", creation(BYTES))
     for _ in range(10):
@@ -218,7 +219,7 @@ async def test_a_trim_outlives_the_hub(disk: Disk) -> None:
 # -- holding
 
 
-async def test_retention_stops_at_what_is_held(log: EmbeddedLog, clock: ManualClock) -> None:
+async def test_retention_stops_at_what_is_held(log: Streams, clock: ManualClock) -> None:
     """By bytes, by age or by a trim: nothing goes from there on, until it is let go of."""
     await create(log, "s", creation(BYTES, retention_bytes=1, retention_age_s=1))
     at = [0]

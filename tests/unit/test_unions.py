@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.constants import patch_constants
 from tests.support.disk import Disk
+from tests.support.embedded import embedded
 from tests.support.followers import Plainly, Recorder
 from tests.support.log import (
     BYTES,
@@ -31,13 +32,13 @@ from wayside.core.errors import BadRequest, Gone, Overloaded, StoreFull
 from wayside.core.globs import Glob
 from wayside.core.limits import Limits
 from wayside.core.records import Append, Batch, Durability, Meta, Offset
-from wayside.storage.embedded.log import EmbeddedLog
 from wayside.streams.contract import StreamView
+from wayside.streams.streams import Streams
 from wayside.streams.union import unwrap, wrap
 from wayside.testing import ManualClock
 
 
-async def union(log: EmbeddedLog, glob: str) -> StreamView:
+async def union(log: Streams, glob: str) -> StreamView:
     answer = Answer()
     log.union(Glob(glob), answer)
     view: StreamView = await answer.wait()
@@ -83,13 +84,13 @@ def records(sink: Recorder) -> list[tuple[str, bytes]]:
     return result
 
 
-def follow(log: EmbeddedLog, view: StreamView, position: int, **options: Any) -> Recorder:
+def follow(log: Streams, view: StreamView, position: int, **options: Any) -> Recorder:
     sink = Recorder(options.pop("room", None))
     log.follow(view, position, Plainly(), sink, "test", **options)
     return sink
 
 
-async def test_history_and_what_comes_of_all_streams(log: EmbeddedLog) -> None:
+async def test_history_and_what_comes_of_all_streams(log: Streams) -> None:
     """One follower is given what streams have, what they are given, and streams made later; once each, in each one's
     order, and nothing of others."""
     await create(log, "o/1", creation(body=b"[1,2]"))
@@ -147,7 +148,7 @@ async def test_nothing_is_written_when_nobody_follows(disk: Disk, monkeypatch: p
     assert await given(await union(log, "o/*"), first) == [("o/1", b"1"), ("o/1", b"2")]
 
 
-async def test_a_reader_sees_what_was_acknowledged_before(log: EmbeddedLog) -> None:
+async def test_a_reader_sees_what_was_acknowledged_before(log: Streams) -> None:
     """Opened at any moment, the view has everything that its streams show."""
     await create(log, "o/1")
     view = await union(log, "o/*")
@@ -158,7 +159,7 @@ async def test_a_reader_sees_what_was_acknowledged_before(log: EmbeddedLog) -> N
     assert len(records(sink)) == 10
 
 
-async def test_records_of_every_kind_are_wrapped(log: EmbeddedLog) -> None:
+async def test_records_of_every_kind_are_wrapped(log: Streams) -> None:
     """JSON as it is, text as a string, anything else as base64; and unwrapped as they were."""
     kinds = {"o/json": b'{"a":"\xc3\xa9"}', "o/text": b'a "quoted"\nline', "o/bytes": b"\x00\xff"}
     for path, kind in (("o/json", "application/json"), ("o/text", TEXT), ("o/bytes", BYTES)):
@@ -174,7 +175,7 @@ async def test_records_of_every_kind_are_wrapped(log: EmbeddedLog) -> None:
     assert {item["offset"] for item in found if item["stream"] == "o/text"} == {str(log.find("o/text").offset(1))}
 
 
-async def test_what_publishers_said_is_beside_a_record(log: EmbeddedLog) -> None:
+async def test_what_publishers_said_is_beside_a_record(log: Streams) -> None:
     """Headers, id and key."""
     await create(log, "s")
     stream = log.find("s")
@@ -184,7 +185,7 @@ async def test_what_publishers_said_is_beside_a_record(log: EmbeddedLog) -> None
     assert unwrap(said) == ("s", str(stream.offset(2)), b"2", Meta({"a": "b"}, "i", "k"))
 
 
-async def test_deleted_and_made_again(log: EmbeddedLog) -> None:
+async def test_deleted_and_made_again(log: Streams) -> None:
     """What a deleted stream had is left out; one of the same name is another, from its start; a cursor goes on."""
     await create(log, "o/1", creation(body=b"[1,2]"))
     await create(log, "o/2", creation(body=b"[3]"))
@@ -244,7 +245,7 @@ async def test_records_that_a_crash_took_are_left_out(disk: Disk) -> None:
     assert await given(view) == [("o/1", b"1"), ("o/1", b"3")]
 
 
-async def test_a_slow_follower_catches_up(log: EmbeddedLog) -> None:
+async def test_a_slow_follower_catches_up(log: Streams) -> None:
     """One whose buffer is full reads on when it drains, also from behind what is in memory; credit is kept to."""
     await create(log, "o/1")
     await create(log, "o/2")
@@ -305,7 +306,7 @@ async def test_followers_are_told_where_to_resume_at_a_stop(disk: Disk) -> None:
     assert sink.frames[-1] == ("end", 1, "drain", False)
 
 
-async def test_globs_in_use_are_bounded(log: EmbeddedLog, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_globs_in_use_are_bounded(log: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is in use can be used by more; another is refused until one rests."""
     patch_constants(monkeypatch, USED_MAX=2)
     for glob in ("a/*", "b/*", "a/*"):
@@ -315,7 +316,7 @@ async def test_globs_in_use_are_bounded(log: EmbeddedLog, monkeypatch: pytest.Mo
     assert refused.value.code == "too-many-globs"
 
 
-async def test_an_idle_follower_hears_a_heartbeat(log: EmbeddedLog) -> None:
+async def test_an_idle_follower_hears_a_heartbeat(log: Streams) -> None:
     """As one of any stream."""
     sink = follow(log, await union(log, "o/*"), 0)
     for _ in range(2):
@@ -379,7 +380,7 @@ async def test_many_streams_that_are_not_loaded(disk: Disk) -> None:
     assert [int(data) for _, data in records(sink)] == list(range(300))
 
 
-async def test_unions_are_independent(log: EmbeddedLog) -> None:
+async def test_unions_are_independent(log: Streams) -> None:
     """Globs that overlap each have their own order and offsets; one that matches an index gets nothing of it."""
     await create(log, "a/1", creation(body=b"[1]"))
     views = [await union(log, glob) for glob in ("**", "a/*", "*/1")]
@@ -391,7 +392,7 @@ async def test_unions_are_independent(log: EmbeddedLog) -> None:
     assert len({view.offset(1).epoch for view in views}) == 3
 
 
-async def test_append_of_many_records_is_given_whole(log: EmbeddedLog) -> None:
+async def test_append_of_many_records_is_given_whole(log: Streams) -> None:
     """One append may have more records than a read takes."""
     await create(log, "o/1")
     view = await union(log, "o/*")
@@ -406,7 +407,7 @@ async def test_append_of_many_records_is_given_whole(log: EmbeddedLog) -> None:
 async def test_what_expired_is_no_hole_in_memory(clock: ManualClock) -> None:
     """One who reads on where the oldest that is in memory begins with an expired record gets what is behind it, in
     order."""
-    log = EmbeddedLog(None, limits=Limits(stream_cache_bytes_max=1600), clock=clock)
+    log = embedded(None, limits=Limits(stream_cache_bytes_max=1600), clock=clock)
     log.start()
     await create(log, "o/1")
     view = await union(log, "o/*")
@@ -528,7 +529,7 @@ async def test_forks_are_streams_of_their_own(disk: Disk) -> None:
     assert await given(await union(log, "o/*")) == of_fork
 
 
-async def test_a_glob_as_long_as_may_be(log: EmbeddedLog) -> None:
+async def test_a_glob_as_long_as_may_be(log: Streams) -> None:
     """What is kept for it has room; a longer one is refused as a glob, and not as a path that nobody named."""
     await union(log, "a" * 998 + "/*")
     with pytest.raises(BadRequest) as refused:

@@ -11,8 +11,8 @@ from tests.support.waiting import turns, until
 from wayside.core.errors import StoreFull
 from wayside.core.globs import Glob
 from wayside.core.records import Durability, StreamTail
-from wayside.storage.embedded.log import EmbeddedLog
 from wayside.streams.contract import StreamView
+from wayside.streams.streams import Streams
 from wayside.testing import ManualClock
 
 
@@ -30,11 +30,11 @@ class Watcher:
         return told
 
 
-def tails(log: EmbeddedLog, glob: str) -> list[tuple[str, int, int, bool]]:
+def tails(log: Streams, glob: str) -> list[tuple[str, int, int, bool]]:
     return [(t.path, t.earliest.position, t.tail.position, t.closed) for t in log.tails(Glob(glob))]
 
 
-async def test_each_change_is_told_once(log: EmbeddedLog) -> None:
+async def test_each_change_is_told_once(log: Streams) -> None:
     """Created, appended to, closed, deleted; of streams that were there and of those made later."""
     await create(log, "orders/1")
     watcher = Watcher()
@@ -57,7 +57,7 @@ async def test_each_change_is_told_once(log: EmbeddedLog) -> None:
     assert watcher.take() == []
 
 
-async def test_appends_of_one_commit_are_told_together(log: EmbeddedLog) -> None:
+async def test_appends_of_one_commit_are_told_together(log: Streams) -> None:
     """A watcher is told of a stream, and not of its appends."""
     await create(log, "a")
     await create(log, "b")
@@ -68,7 +68,7 @@ async def test_appends_of_one_commit_are_told_together(log: EmbeddedLog) -> None
     assert watcher.take() == [("a", 3, False, False), ("b", 2, False, False)]
 
 
-async def test_streams_elsewhere_tell_nobody(log: EmbeddedLog) -> None:
+async def test_streams_elsewhere_tell_nobody(log: Streams) -> None:
     """Nor do they know of any watch, those that are the hub's own included."""
     await create(log, "elsewhere")
     await create(log, "__call/1")
@@ -82,7 +82,7 @@ async def test_streams_elsewhere_tell_nobody(log: EmbeddedLog) -> None:
     assert watcher.told == []
 
 
-async def test_watches_are_independent(log: EmbeddedLog) -> None:
+async def test_watches_are_independent(log: Streams) -> None:
     """The same callable may watch twice; ending one watch, even twice, leaves the others."""
     await create(log, "a/b")
     watcher = Watcher()
@@ -206,7 +206,7 @@ async def test_tails_load_nothing(disk: Disk) -> None:
     assert len(tails(log, "many/**")) == 202
 
 
-async def test_a_tail_is_a_value(log: EmbeddedLog, clock: ManualClock) -> None:
+async def test_a_tail_is_a_value(log: Streams, clock: ManualClock) -> None:
     """Of a stream that is over nothing is given, also before it is removed."""
     await create(log, "s", creation(ttl_s=10))
     info = log.find("s").info()

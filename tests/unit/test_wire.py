@@ -11,7 +11,7 @@ from wayside.core.errors import BadRequest, Conflict, Gone, Refusal, Unsupported
 from wayside.core.records import require_path
 from wayside.server.exchange import Request, parse_query, position_of, quote_header, unquote_path
 from wayside.server.http.head import VersionNotSupported, chunk, field_lines, problem, request_id, request_of
-from wayside.storage.embedded.log import EmbeddedLog
+from wayside.streams.streams import Streams
 
 HOST = (b"Host", b"example.org")
 
@@ -158,7 +158,7 @@ def test_a_flag_is_exactly_true(value: str, expected: bool) -> None:
 # -- where a read begins
 
 
-async def test_a_read_begins_where_it_is_told(log: EmbeddedLog) -> None:
+async def test_a_read_begins_where_it_is_told(log: Streams) -> None:
     """``offset`` is -1, now or a token; without it a read begins at the start."""
     await create(log, "s")
     await append(log, "s", b"[1,2,3]")
@@ -172,7 +172,7 @@ async def test_a_read_begins_where_it_is_told(log: EmbeddedLog) -> None:
         position_of(_request(b"/?offset=00000000001_0000000000000001"), stream)
 
 
-async def test_last_event_id_wins(log: EmbeddedLog) -> None:
+async def test_last_event_id_wins(log: Streams) -> None:
     """A browser that resumes sends its old URL and the id of the last event: the id counts."""
     await create(log, "s", creation())
     await append(log, "s", b"[1,2,3]")
@@ -182,7 +182,7 @@ async def test_last_event_id_wins(log: EmbeddedLog) -> None:
     assert position_of(_request(b"/?offset=now", (b"Last-Event-ID", b"")), stream) == 3
 
 
-async def test_a_live_read_of_the_protocol_names_its_offset(log: EmbeddedLog) -> None:
+async def test_a_live_read_of_the_protocol_names_its_offset(log: Streams) -> None:
     """Where the protocol requires an offset its absence is refused."""
     await create(log, "s")
     with pytest.raises(BadRequest) as refused:

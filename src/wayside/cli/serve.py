@@ -22,6 +22,7 @@ from wayside.cli.work import work as work_for
 from wayside.core.errors import Refusal
 from wayside.hub import Hub
 from wayside.storage.embedded.check import check as check_store
+from wayside.storage.embedded.engine import EmbeddedEngine
 from wayside.webhooks.standard import new_secret, sign
 
 _log = structlog.get_logger("wayside")
@@ -50,8 +51,10 @@ async def serve_hub(hub: Hub, host: str, port: int, with_demo: bool) -> int:
     if with_demo:
         click.echo(_hints(url))
     sys.stdout.flush()
-    store = hub.log.store
-    where = {"data": str(hub.directory), "after": "a clean stop" if store.clean else "a crash"} if store else {}
+    engine = hub.log.engine
+    where: dict[str, str] = {}
+    if isinstance(engine, EmbeddedEngine):
+        where = {"data": str(hub.directory), "after": "a clean stop" if engine.store.clean else "a crash"}
     services = {"services": sorted(hub.handlers)} if hub.handlers else {}
     if hub.subscribed:
         services["groups"] = sorted(hub.subscribed)

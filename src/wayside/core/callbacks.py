@@ -29,7 +29,7 @@ def report(error: Exception, call: object) -> None:
     asyncio.get_running_loop().call_exception_handler({"message": f"{call!r} failed", "exception": error})
 
 
-async def asked(begin: Callable[[Callable[[Any], None]], None]) -> Any:
+async def asked(begin: Callable[[Callable[[Any], None]], object]) -> Any:
     """Call ``begin`` with a callback, and await what that is given; an exception is raised."""
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 

@@ -167,6 +167,9 @@ class Batch(msgspec.Struct, eq=False, gc=False):  # a Struct, as one is made for
     _size: int = -1
     meta: dict[int, Meta] | None = None
     """By index in ``records``, of those that have any; None where none has."""
+    lapsed: bool = False
+    """Whether records between the batch before it, or the position that was read from, and this one are left out, as they have
+    expired. Where it is False there never were any, whatever gap there is between the positions."""
 
     @property
     def count(self) -> int:
@@ -205,7 +208,8 @@ class Batch(msgspec.Struct, eq=False, gc=False):  # a Struct, as one is made for
         if position >= self.end:
             return self
         count = position - self.position
-        return Batch(self.position, self.time_ms, self.records[:count], meta=metas_between(self.meta, 0, count))
+        metas = metas_between(self.meta, 0, count)
+        return Batch(self.position, self.time_ms, self.records[:count], meta=metas, lapsed=self.lapsed)
 
     def __repr__(self) -> str:
         return f"<Batch {self.position}..{self.end} {self.size} bytes>"

@@ -1,10 +1,16 @@
-"""Records whose last attempt has failed: they are moved to the dead-letter stream, and brought back from there."""
+"""Records whose last attempt has failed: they are moved to the dead-letter stream, and brought back from there.
+
+A record is in one place at any time: that it is dead is on record in the transaction that appends its letter. Where the
+letter is, is known with the result of that, and is put on record after it; where a crash came between the two, the letter
+is looked for, from where its stream ended before.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,16 +18,15 @@ import structlog
 
 from wayside.core.callbacks import Done, asked, report
 from wayside.core.clock import Clock
-from wayside.core.errors import Conflict, Refusal
-from wayside.core.records import JSON, Append, Create, Meta, Offset, StreamConfig
-from wayside.core.schedule import Timers
-from wayside.groups.events import Dead, Redriven, Waiting
-from wayside.groups.reading import Single
-from wayside.groups.settlement import Settling
+from wayside.core.errors import Conflict, Gone, NotFound, Refusal
+from wayside.core.records import JSON, Append, Appended, Create, Meta, Offset, StreamConfig
+from wayside.groups.events import Dead, DeadLetter, Located, Redriven, Waiting
+from wayside.groups.journal import Journal
+from wayside.groups.reading import Reading, Single
 from wayside.groups.state import Partition
 from wayside.streams.contract import Log, StreamView
 
-__all__ = ["Burying"]
+__all__ = ["DeadLetters"]
 
 STUCK_S = 1.0
 """How soon a record that could not be put where dead ones go is put there again."""
@@ -29,122 +34,188 @@ STUCK_S = 1.0
 _log = structlog.get_logger("wayside.groups")
 
 
-class Burying(Settling):
-    """A group's dead records. One is in one place at any time: the move is one transaction."""
+class DeadLetters:
+    """A group's dead records. ``is_open`` says whether the group delivers, ``requeue`` takes records that are to be delivered
+    again, and ``wake`` is called when others may be."""
 
-    def __init__(self, name: str, log: Log, clock: Clock, timers: Timers) -> None:
-        super().__init__(name, log, clock, timers)
+    def __init__(
+        self,
+        name: str,
+        log: Log,
+        clock: Clock,
+        journal: Journal,
+        reading: Reading,
+        is_open: Callable[[], bool],
+        requeue: Callable[[int, Waiting], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._name = name
+        self._log = log
+        self._clock = clock
+        self._journal = journal
+        self._reading = reading
+        self._is_open = is_open
+        self._requeue = requeue
+        self._wake = wake
         self.stuck = ""
         """Why a dead record could not be put where it belongs, if that is so."""
-        self._burying: set[tuple[int, int]] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._moving: dict[int, asyncio.Task[None]] = {}
+        """What moves a record, by the identity of its ``Waiting``: one that came back meanwhile has another."""
 
-    def _keep(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def __repr__(self) -> str:
+        return f"<DeadLetters of {self._name}: {len(self._moving)} on their way{', stuck' if self.stuck else ''}>"
 
-    def _find(self, path: str) -> StreamView | None:
-        try:
-            return self.log.find(path, touch=False)
-        except Refusal:
-            return None
+    @property
+    def idle(self) -> bool:
+        """Whether no record is on its way."""
+        return not self._moving
 
-    # -- dead records
+    def stop(self) -> None:
+        """Move nothing more."""
+        for task in self._moving.values():
+            task.cancel()
+        self._moving.clear()
 
-    def exhausted(self, number: int, waiting: Waiting) -> None:
+    # -- moving
+
+    def move(self, number: int, waiting: Waiting) -> None:
         """A record's last attempt has failed: put it where dead ones go."""
-        at = (number, waiting.position)
-        if at not in self._burying and self.open:
-            self._burying.add(at)
-            self._keep(asyncio.get_running_loop().create_task(self._bury(at, waiting)))
+        if id(waiting) not in self._moving and self._is_open():
+            task = self._moving[id(waiting)] = asyncio.get_running_loop().create_task(self._move(number, waiting))
+            task.add_done_callback(partial(self._over, waiting))
 
-    async def _bury(self, at: tuple[int, int], waiting: Waiting) -> None:
-        number, position = at
-        while self.open:
-            partition = self.journal.state.partitions.get(number)
-            if partition is None or partition.waiting.get(position) is not waiting:
+    def _over(self, waiting: Waiting, task: asyncio.Task[None]) -> None:
+        if self._moving.get(id(waiting)) is task:
+            del self._moving[id(waiting)]
+
+    async def _move(self, number: int, waiting: Waiting) -> None:
+        while self._is_open():
+            partition = self._journal.state.partitions.get(number)
+            if partition is None or partition.waiting.get(waiting.position) is not waiting:
                 break
             try:
-                if await self._buried(partition, waiting):
+                if await self._try(partition, waiting):
                     self.stuck = ""
                     break
             except Exception as error:
                 if not isinstance(error, Refusal):
-                    report(error, self._bury)
-                self.stuck = f"{partition.path} {position}: {error}"
-                _log.warning("not-dead-lettered", group=self.name, stream=partition.path, error=str(error))
+                    report(error, self._move)
+                self.stuck = f"{partition.path} {waiting.position}: {error}"
+                _log.warning("not-dead-lettered", group=self._name, stream=partition.path, error=str(error))
                 await asyncio.sleep(STUCK_S)
-        self._burying.discard(at)
 
-    async def _buried(self, partition: Partition, waiting: Waiting) -> bool:
-        """One transaction: the record is dead, and in the dead-letter stream."""
-        number, position = partition.number, waiting.position
-        target = self.spec.dead_letter
-        event = Dead(self.clock.wall_ms(), number, position, waiting.reason)
-        if not target:
-            self.journal.note(event)
-            self.keep_hold(partition)
-            self.wake()
+    async def _try(self, partition: Partition, waiting: Waiting) -> bool:
+        """Move a record, or find that it is not to be moved any more; False: it is to be tried again. One transaction has the
+        letter, and that the record is dead."""
+        position, target = waiting.position, self._journal.state.spec.dead_letter
+        single = await self._read(partition, waiting) if target else None
+        if partition.waiting.get(position) is not waiting or not self._is_open():
             return True
-        while True:
-            single = self.reading.single(partition, position, waiting.copy)
-            if single is not True:
-                break
-            await asyncio.sleep(0.001)
-        if partition.waiting.get(position) is not waiting or not self.open:
+        event = Dead(self._clock.wall_ms(), partition.number, position, waiting.reason)
+        if single is None:
+            if target:  # it is nowhere to be had: expired, or let go
+                _log.warning("dead-letter-gone", group=self._name, stream=partition.path, position=position)
+            self._journal.note(event)
+            self._reading.hold(partition)
+            self._wake()
             return True
-        if isinstance(single, bool):
-            _log.warning("dead-letter-gone", group=self.name, stream=partition.path, position=position)
-            self.journal.note(event)  # it is nowhere to be had: expired, or let go
-            self.keep_hold(partition)
-            self.wake()
-            return True
-        stream = self.reading.find(partition)
+        stream = self._reading.find(partition)
         kind = stream.config.content_type if stream is not None else "application/octet-stream"
-        grave = self._find(target)
-        if grave is None:
-            with contextlib.suppress(Conflict):  # somebody was faster
-                await asked(lambda done: self.log.create(target, Create(StreamConfig(kind)), done))
-            grave = self._find(target)
-        if grave is None:
+        letters = await self._made(target, kind)
+        if letters is None:
             await asyncio.sleep(0.001)  # it is being made
             return False
-        self.journal.require_same_durability(grave)
-        if partition.waiting.get(position) is not waiting or not self.open:
+        self._journal.require_same_durability(letters)
+        if partition.waiting.get(position) is not waiting or not self._is_open():
             return True
         offset = str(Offset(stream.offset(position + 1).epoch if stream else partition.epoch, position + 1))
-        data, meta = _letter(single, self.name, partition.path, offset, waiting, as_json=_differs(grave, kind))
-        kept: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        data, meta = _letter(single, self._name, partition.path, offset, waiting, as_json=_differs(letters, kind))
+        event.since = (target, str(letters.offset(letters.tail)))
 
-        def told(failed: Exception | None) -> None:
-            if not kept.done():
-                kept.set_result(failed)
+        def transact(done: Done) -> None:
+            appends = [(target, Append(b"", records=[data], meta={0: meta}))]
+            self._journal.transact([event], appends, partial(self._locate, event, done))
+            self._reading.hold(partition)
+            self._wake()
 
-        event.copy = (target, str(grave.offset(grave.next + 1)))
-        self.journal.transact([event], [(target, Append(b"", records=[data], meta={0: meta}))], told)
-        self.keep_hold(partition)
-        self.wake()
-        if (failed := await kept) is not None and not isinstance(failed, Refusal):
-            raise failed
+        await asked(transact)
         return True
+
+    async def _read(self, partition: Partition, waiting: Waiting) -> Single | None:
+        """A record as it is in its stream, or in the dead letters already; None where it is not there any more."""
+        while True:
+            single = self._reading.single(partition, waiting.position, waiting.copy)
+            if not isinstance(single, bool):
+                return single
+            if not single:
+                return None
+            await asyncio.sleep(0.001)
+
+    async def _made(self, path: str, kind: str) -> StreamView | None:
+        """The stream of dead letters, made if there is none."""
+        stream = self._reading.at(path)
+        if stream is None:
+            with contextlib.suppress(Conflict):  # somebody was faster
+                await asked(lambda done: self._log.create(path, Create(StreamConfig(kind)), done))
+            stream = self._reading.at(path)
+        return stream
+
+    # -- where letters are
+
+    def _locate(self, event: Dead, done: Done, result: list[Appended] | Exception) -> None:
+        """A letter is on disk: so is where it is, soon."""
+        if not isinstance(result, Exception) and event.since is not None and self._is_open():
+            copy = (event.since[0], str(result[0].offset))
+            self._journal.note(Located(event.number, event.position, copy))
+        done(result)
+
+    async def find_letters(self) -> list[Located]:
+        """Look for the letters of which it is not on record where they are."""
+        found: list[Located] = []
+        for letter in list(self._journal.state.dead.values()):
+            if letter.since is None:
+                continue
+            try:
+                found.append(Located(letter.number, letter.position, await self._look_for(letter, *letter.since)))
+            except Exception as error:  # the next time that the group is read it is looked for again
+                _log.warning("dead-letter-not-found", group=self._name, stream=letter.path, error=str(error))
+                if not isinstance(error, Refusal):
+                    report(error, self.find_letters)
+        return found
+
+    async def _look_for(self, letter: DeadLetter, path: str, since: str) -> tuple[str, str] | None:
+        """The stream of a letter and the offset after it; None where it is no more."""
+        try:
+            stream = self._log.find(path, touch=False)
+            at = _place(stream, Offset.parse(since))
+            while at < stream.tail:
+                for batch in await stream.read(at, self._log.limits.read_bytes_max):
+                    at = batch.end
+                    for index, meta in (batch.meta or {}).items():
+                        if _is_letter(meta, self._name, letter):
+                            return path, str(stream.offset(batch.position + index + 1))
+        except (Gone, NotFound):
+            pass
+        return None
+
+    # -- bringing back
 
     def redrive(self, only: Callable[[Any], bool], done: Done) -> None:
         """Deliver dead records again, as if for the first time; ``done`` gets how many."""
-        self.require_open()
-        state = self.journal.state
+        state = self._journal.state
         chosen = [at for at, letter in state.dead.items() if only(letter) and at[0] in state.partitions]
         if not chosen:
             done(0)
             return
-        self.journal.note(Redriven(self.clock.wall_ms(), chosen), lambda failed: done(failed or len(chosen)))
+        self._journal.note(Redriven(self._clock.wall_ms(), chosen), lambda failed: done(failed or len(chosen)))
         for number, position in chosen:
-            self.keep_hold(state.partitions[number])
-            self.enqueue(number, state.partitions[number].waiting[position])
+            self._reading.hold(state.partitions[number])
+            self._requeue(number, state.partitions[number].waiting[position])
 
 
-def _differs(grave: StreamView, kind: str) -> bool:
+def _differs(letters: StreamView, kind: str) -> bool:
     """Whether a record of another type has to be put into JSON."""
-    return grave.config.is_json and kind.partition(";")[0].strip().lower() != JSON
+    return letters.config.is_json and kind.partition(";")[0].strip().lower() != JSON
 
 
 def _letter(
@@ -162,3 +233,23 @@ def _letter(
         "wayside-dead-reason": waiting.reason,
     }
     return data, Meta(headers, "", own.key if own else "")
+
+
+def _is_letter(meta: Meta, group: str, letter: DeadLetter) -> bool:
+    """Whether a record in a stream of dead letters is the letter of a dead record."""
+    headers = meta.headers
+    return (
+        headers.get("wayside-dead-group") == group
+        and headers.get("wayside-dead-stream") == letter.path
+        and headers.get("wayside-dead-offset", "")[-16:] == str(Offset(0, letter.position + 1))[-16:]
+    )
+
+
+def _place(stream: StreamView, offset: Offset) -> int:
+    """The position of an offset, or where the stream begins if it is before that. Raises :class:`Gone`."""
+    try:
+        return stream.resolve(offset)
+    except Gone as gone:
+        if gone.code != "offset-expired":
+            raise
+        return stream.start

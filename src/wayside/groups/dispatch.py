@@ -1,31 +1,30 @@
 """What a group delivers next, and to whom.
 
 Grants follow credit: a member is given as many records as it takes, never more. A delivery is on record before it goes
-out, so that what a crash repeats can be told from what it does not.
+out, so that what a crash repeats can be told from what it does not. Where the log says which records it is about to
+commit, they are leased in that commit, and not after it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from itertools import count
 
 from wayside.core.callbacks import guarded
 from wayside.core.clock import Clock
 from wayside.core.errors import Refusal
 from wayside.core.policies import key_reader
 from wayside.core.records import Batch, Meta
-from wayside.core.schedule import Timer, Timers
-from wayside.groups.events import DOOMED, Leased, Passed, Waiting
+from wayside.groups.events import Leased, Passed, Waiting
 from wayside.groups.journal import Journal
 from wayside.groups.reading import Reading
-from wayside.groups.state import Lease, Member, Partition
+from wayside.groups.schedule import Due, Schedule
+from wayside.groups.state import Member, Partition
 from wayside.link.frames import Part
-from wayside.streams.contract import Log, StreamView
+from wayside.streams.contract import StreamView
 
-__all__ = ["BY_KEY", "Dispatch", "Promising"]
+__all__ = ["BY_KEY", "Dispatch"]
 
 
 BY_KEY = "$key"
@@ -38,153 +37,78 @@ GRANT_BYTES_MAX = 4 * 1024 * 1024
 """The same, in bytes: no further record is added beyond. Members that claim by HTTP are given it as one document."""
 ASKED_MAX = 64
 """Records whose turn it is and that the disk has been asked for: those behind them wait until some are there."""
-EXPIRING_MIN = 1000
-"""Deadlines of leases that are over, fewer are not worth the work."""
 
 
 class Dispatch:
-    """The delivering side of one group. ``exhausted`` is told of records whose last attempt has failed."""
+    """The delivering side of one group. ``release`` is told the number of a lease whose member left before its records
+    reached it."""
 
-    def __init__(self, name: str, log: Log, clock: Clock, timers: Timers) -> None:
-        self.name = name
-        self.log = log
-        self.clock = clock
-        self.timers = timers
-        self.journal = Journal(log, name, self._on_lost)
-        self.reading = Reading(log, self.wake)
+    def __init__(
+        self, clock: Clock, journal: Journal, reading: Reading, schedule: Schedule, release: Callable[[int], None]
+    ) -> None:
+        self._clock = clock
+        self._journal = journal
+        self._reading = reading
+        self._schedule = schedule
+        self._release = release
         self.members: set[Member] = set()
-        self.ready: dict[int, None] = {}
-        """Partitions that have, or may have, more."""
         self.open = False
-        """Whether it delivers: its state is known, and can be kept."""
-        self._due: list[tuple[float, int, int, int, Waiting]] = []
-        """Heap: when a record is delivered again, its partition and position, and a number that no other entry has."""
-        self._expiring: list[tuple[float, int, Lease]] = []
-        self._numbers = count()
-        self._timer: Timer | None = None
-        self._timer_at = 0.0
+        """Whether it delivers: the group's state is known, and can be kept."""
+        self._ready: dict[int, None] = {}
+        """Partitions that have, or may have, more."""
         self._awake = False
         self._moved = False
         """Something was passed over: what is behind it may be there to deliver."""
-        self._holds: dict[int, Callable[[], None]] = {}
         self._key_of: Callable[[bytes], str | bytes | None] | None = None
         self._key_field = ""
         self._bytes_left = 0
         """Of the delivery that is being made."""
+        self._promises: dict[int, tuple[StreamView, Callable[[], None]]] = {}
+        """Streams of which it hears what is about to be committed, by partition, and how that is ended."""
 
-    # -- what others do
+    def __repr__(self) -> str:
+        what = "awake" if self._awake else "open" if self.open else "closed"
+        return f"<Dispatch {what} {len(self.members)} members, {len(self._ready)} partitions>"
 
-    def exhausted(self, number: int, waiting: Waiting) -> None:
-        """A record's last attempt has failed."""
-        raise NotImplementedError
-
-    def expire(self, leases: Sequence[Lease]) -> None:
-        """Leases are over."""
-        raise NotImplementedError
-
-    def _on_lost(self, error: Exception) -> None:
-        raise NotImplementedError
-
-    def release(self, lease: int, name: str) -> None:
-        """A lease comes back without having been delivered."""
-        raise NotImplementedError
-
-    # -- time
-
-    def enqueue(self, number: int, waiting: Waiting) -> None:
-        """A record waits: for its time, or to be buried."""
-        if waiting.delay_ms == DOOMED or waiting.failures > self.journal.state.spec.failures_max:
-            self.exhausted(number, waiting)
-            return
-        left_ms = min(max(0, waiting.due_ms - self.clock.wall_ms()), waiting.delay_ms)
-        at = self.clock.monotonic() + left_ms / 1000
-        heapq.heappush(self._due, (at, number, waiting.position, next(self._numbers), waiting))
-        self.wake() if left_ms <= 0 else self._arm(at)
-
-    def watch_lease(self, lease: Lease) -> None:
-        """Its time begins."""
-        lease.deadline = self.clock.monotonic() + lease.seconds
-        if len(self._expiring) > EXPIRING_MIN + 2 * len(self.journal.state.leases):
-            self._expiring = [entry for entry in self._expiring if entry[2].count and entry[0] == entry[2].deadline]
-            heapq.heapify(self._expiring)
-        heapq.heappush(self._expiring, (lease.deadline, next(self._numbers), lease))
-        self._arm(lease.deadline)
-
-    def _arm(self, at: float) -> None:
-        if self._timer is None or at < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = at
-            self._timer = self.timers.after(at - self.clock.monotonic(), self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
-        if not self.open:
-            return
-        now = self.clock.monotonic()
-        over: dict[int, Lease] = {}
-        while self._expiring and (self._expiring[0][0] <= now or not self._expiring[0][2].count):
-            lease = heapq.heappop(self._expiring)[2]
-            if lease.count and lease.deadline <= now:
-                over[id(lease)] = lease
-        if over:
-            self.expire(list(over.values()))
-            self.wake()  # there is room for others
-        if self._expiring:
-            self._arm(self._expiring[0][0])
-        if self._due:
-            if self._due[0][0] <= now:
-                self.wake()
-            else:
-                self._arm(self._due[0][0])
+    @property
+    def idle(self) -> bool:
+        """Whether it has looked at all that it was told of."""
+        return not self._awake
 
     def begin(self) -> None:
-        """The state is as the disk has it: take it up."""
-        state = self.journal.state
-        self._due.clear()
-        self._expiring.clear()
-        self.ready.clear()
-        for leases in state.leases.values():
-            for lease in leases:
-                self.watch_lease(lease)
+        """The state is as the disk has it: deliver from any of its partitions."""
         self._set_order()
+        self._ready = dict.fromkeys(self._journal.state.partitions)
         self.open = True
-        for number, partition in state.partitions.items():
-            self.ready[number] = None
-            for waiting in list(partition.waiting.values()):
-                self.enqueue(number, waiting)
-            self.keep_hold(partition)
-        self.wake()
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Deliver nothing more."""
         self.open = False
-        self.reading.stop()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        for release in self._holds.values():
-            release()
-        self._holds.clear()
+        self.neglect()
 
     def _set_order(self) -> None:
-        field = self.journal.state.spec.order_by
+        field = self._journal.state.spec.order_by
         if field != self._key_field:
             self._key_field = field
             self._key_of = key_reader(field) if field and field != BY_KEY else None
 
-    def keep_hold(self, partition: Partition) -> None:
-        """Retention lets go of nothing that is outstanding."""
-        number = partition.number
-        if partition.outstanding:
-            if number not in self._holds and (stream := self.reading.find(partition)) is not None:
-                self._holds[number] = stream.hold(partition.lowest)
-        elif (release := self._holds.pop(number, None)) is not None:
-            release()
+    # -- partitions
 
-    def drop_hold(self, number: int) -> None:
-        if (release := self._holds.pop(number, None)) is not None:
-            release()
+    def offer(self, partition: Partition, stream: StreamView) -> None:
+        """A partition is read, and its stream may have more."""
+        self._attend(partition, stream)
+        if stream.tail > partition.next:
+            self._ready[partition.number] = None
+            self.wake()
+
+    def retry(self, number: int) -> None:
+        """A partition may have more, the next time that it is looked at."""
+        self._ready[number] = None
+
+    def forget(self, number: int) -> None:
+        """A partition is read no longer."""
+        self._neglect(number)
+        self._ready.pop(number, None)
 
     # -- delivering
 
@@ -197,14 +121,14 @@ class Dispatch:
     def _pump(self) -> None:
         self._awake = False
         self._set_order()
-        while self.open and not self.journal.state.spec.paused and (member := self._taker()) is not None:
+        while self.open and not self._journal.state.spec.paused and (member := self._taker()) is not None:
             if not self._grant(member):
                 break
 
     def _room(self, member: Member) -> int:
         if member.link is None or member.taken:
             return 0
-        state = self.journal.state
+        state = self._journal.state
         room = min(member.credit, state.spec.in_flight_max - state.in_flight)
         if state.spec.member_in_flight_max:
             room = min(room, state.spec.member_in_flight_max - state.member_in_flight.get(member.name, 0))
@@ -227,8 +151,8 @@ class Dispatch:
         if len(self.members) > 1:  # the others are to have a part of it
             takers = sum(self._room(other) > 0 for other in self.members)
             share = min(share, max(1, -(-self._backlog(share * takers) // takers)))
-        state = self.journal.state
-        event = Leased(state.leases_next, member.name, self.clock.wall_ms(), state.spec.lease_s)
+        state = self._journal.state
+        event = Leased(state.leases_next, member.name, self._clock.wall_ms(), state.spec.lease_s)
         parts: list[Part] = []
         left = self._take_again(event, parts, share)
         if not self._key_field and all(key is None for key in event.keys):
@@ -237,7 +161,7 @@ class Dispatch:
             self._take_fresh(event, parts, left)
         if not parts:
             if event.parked:
-                self.journal.note(event)
+                self._journal.note(event)
                 self._hold_parked(event)
             return self._moved or bool(event.parked)
         self._give(member, event, parts)
@@ -245,28 +169,28 @@ class Dispatch:
 
     def _give(self, member: Member, event: Leased, parts: list[Part]) -> None:
         """Lease records to a member; it has them when that is on disk."""
-        state = self.journal.state
+        state = self._journal.state
         member.credit -= sum(len(part.records) for part in parts)
         member.taken = member.once
-        self.journal.note(event, partial(self._granted, member, event, parts))
-        self.watch_lease(state.leases[event.lease][0])
+        self._journal.note(event, partial(self._granted, member, event, parts))
+        self._schedule.watch(state.leases[event.lease][0])
         for number in {part.number for part in parts}:
-            self.keep_hold(state.partitions[number])
+            self._reading.hold(state.partitions[number])
         self._hold_parked(event)
 
     def _hold_parked(self, event: Leased) -> None:
         for number, _, _ in event.parked:
-            self.keep_hold(self.journal.state.partitions[number])
+            self._reading.hold(self._journal.state.partitions[number])
 
     def _backlog(self, enough: int) -> int:
-        """How much there is to deliver, about, as far as that matters."""
-        state = self.journal.state
-        found = len(state.free) + len(self._due)
-        for number in self.ready:
+        """How much there is to deliver, about, as far as that matters: a difference of positions, which may have gaps."""
+        state = self._journal.state
+        found = len(state.free) + len(self._schedule.records)
+        for number in self._ready:
             if found >= enough:
                 break
             partition = state.partitions[number]
-            stream = self.reading.find(partition)
+            stream = self._reading.find(partition)
             if stream is not None:
                 found += max(0, stream.tail - partition.next)
         return found
@@ -277,7 +201,7 @@ class Dispatch:
             member.credit += sum(len(part.records) for part in parts)
             member.taken = False
         elif member.link is None:
-            self.release(event.lease, member.name)
+            self._release(event.lease)
         else:
             guarded(partial(member.link.deliver, event.lease, event.seconds, parts))
 
@@ -285,8 +209,7 @@ class Dispatch:
 
     def _take_again(self, event: Leased, parts: list[Part], share: int) -> int:
         """Records whose turn has come, and that were delivered or put back before."""
-        state = self.journal.state
-        now = self.clock.monotonic()
+        state = self._journal.state
         later: list[tuple[int, int]] = []
         while share and self._bytes_left > 0 and state.free and len(later) < ASKED_MAX:
             number, position = state.free.popleft()
@@ -299,21 +222,22 @@ class Dispatch:
                 later.append((number, position))
             share -= taken is True
         state.free.extendleft(reversed(later))
-        asked: list[tuple[float, int, int, int, Waiting]] = []
-        while share and self._bytes_left > 0 and self._due and self._due[0][0] <= now and len(asked) < ASKED_MAX:
-            entry = heapq.heappop(self._due)
-            _, number, position, _, waiting = entry
+        schedule = self._schedule
+        if not schedule.records:
+            return share
+        asked: list[Due] = []
+        while share and self._bytes_left > 0 and len(asked) < ASKED_MAX and (due := schedule.take()) is not None:
+            _, number, position, _, waiting = due
             partition = state.partitions.get(number)
             if partition is None or partition.waiting.get(position) is not waiting:
                 continue
             taken = self._take_single(event, parts, partition, position, waiting, waiting.key)
             if taken is None:
-                asked.append(entry)
+                asked.append(due)
             share -= taken is True
-        for entry in asked:
-            heapq.heappush(self._due, entry)
-        if self._due and self._due[0][0] > now:
-            self._arm(self._due[0][0])
+        for due in asked:
+            schedule.put(due)
+        schedule.wait()
         return share
 
     def _take_single(
@@ -326,17 +250,17 @@ class Dispatch:
         key: str | None,
     ) -> bool | None:
         """Take one record; False where it is not there any more, None where the disk has been asked for it."""
-        single = self.reading.single(partition, position, waiting.copy if waiting else None)
+        single = self._reading.single(partition, position, waiting.copy if waiting else None)
         if single is True:
             return None
         if isinstance(single, bool):
-            stream = self.reading.find(partition)
+            stream = self._reading.find(partition)
             reason = "expired" if stream is not None and position >= stream.start else "retention"
-            self.journal.note(Passed(self.clock.wall_ms(), partition.number, 0, [position], 1, reason))
-            self.keep_hold(partition)
+            self._journal.note(Passed(self._clock.wall_ms(), partition.number, 0, [position], 1, reason))
+            self._reading.hold(partition)
             self._moved = True  # the next with its key may be there to deliver
             return False
-        stream = self.reading.find(partition)
+        stream = self._reading.find(partition)
         content_type = stream.config.content_type if stream is not None else "application/octet-stream"
         epoch = stream.offset(position + 1).epoch if stream is not None else partition.epoch
         attempt = waiting.deliveries + 1 if waiting else 1
@@ -360,39 +284,39 @@ class Dispatch:
 
     def _take_fresh(self, event: Leased, parts: list[Part], share: int) -> None:
         """Records that were never delivered, from one partition after the other."""
-        state = self.journal.state
+        state = self._journal.state
         taking = {key for key in event.keys if key is not None}
-        for number in list(self.ready):
+        for number in list(self._ready):
             if not share or self._bytes_left <= 0 or state.parked + len(event.parked) >= PARKED_MAX:
                 return
             partition = state.partitions[number]
-            stream = self.reading.find(partition)
-            del self.ready[number]
+            stream = self._reading.find(partition)
+            del self._ready[number]
             if stream is None:
                 continue
             try:
                 if partition.next < stream.start:
                     self._pass(partition, stream.start, "retention")
-                batches = self.reading.batches(partition, stream) if partition.next < stream.tail else []
+                batches = self._reading.batches(partition, stream) if partition.next < stream.tail else []
             except Refusal:
                 continue
             if batches is None:
-                self.ready[number] = None  # once the disk has answered
+                self._ready[number] = None  # once the disk has answered
                 continue
             if not batches:
                 continue
-            if batches[0].position > partition.next:
+            if batches[0].lapsed:
                 self._pass(partition, batches[0].position, "expired")
             taken, end = self._take_batches(event, parts, partition, stream, batches, share, taking)
             share -= taken
-            self.reading.prune(number, end)
+            self._reading.prune(number, end)
             if end < stream.tail:
-                self.ready[number] = None  # behind the others
+                self._ready[number] = None  # behind the others
 
     def _pass(self, partition: Partition, upto: int, reason: str) -> None:
         count = upto - partition.next
         self._moved = True
-        self.journal.note(Passed(self.clock.wall_ms(), partition.number, upto, [], count, reason))
+        self._journal.note(Passed(self._clock.wall_ms(), partition.number, upto, [], count, reason))
 
     def _take_batches(
         self,
@@ -404,17 +328,19 @@ class Dispatch:
         share: int,
         taking: set[str],
     ) -> tuple[int, int]:
-        """Up to ``share`` records, as far as there is no gap; returns how many, and the position after the last that was
-        taken or parked."""
+        """Up to ``share`` records, as far as none before them have expired; returns how many, and the position after the last
+        that was taken or parked. Gaps between batches are no loss."""
         taken = 0
         at = batches[0].position
-        for batch in batches:
-            if batch.position != at or taken >= share or self._bytes_left <= 0:
+        whole = True
+        for index, batch in enumerate(batches):
+            if taken >= share or not whole or self._bytes_left <= 0 or (batch.lapsed and index):
                 break
             if not batch.records:  # those at the end have expired
                 continue
             if batch.count > share - taken:
                 batch = batch.until(batch.position + share - taken)
+                whole = False
             pieces = self._keyed(event, partition, batch, taking) if self._key_field else [batch]
             if event.keys and not self._key_field:  # others in this lease have keys from when there was an order
                 event.keys += [None] * batch.count
@@ -433,7 +359,7 @@ class Dispatch:
 
     def _keyed(self, event: Leased, partition: Partition, batch: Batch, taking: set[str]) -> list[Batch]:
         """The parts of a batch that nothing with their key is before; the rest is parked."""
-        lines = self.journal.state.lines
+        lines = self._journal.state.lines
         pieces: list[Batch] = []
         start = batch.position
         for index, record in enumerate(batch.records):
@@ -460,54 +386,43 @@ class Dispatch:
             return found if isinstance(found, str) else found.decode()
         return meta.key or None if meta is not None else None
 
+    # -- what is about to be committed
 
-def _lives(stream: StreamView, batch: Batch) -> list[Batch]:
-    """A batch, cut where a crash lies between its records: offsets after it have another epoch."""
-    if stream.offset(batch.position + 1).epoch == stream.offset(batch.end).epoch:
-        return [batch]
-    return [batch.since(at).until(at + 1) for at in range(batch.position, batch.end)]
-
-
-class Promising(Dispatch):
-    """Dispatch that begins with the commit of a record, and not after it."""
-
-    def __init__(self, name: str, log: Log, clock: Clock, timers: Timers) -> None:
-        super().__init__(name, log, clock, timers)
-        self._promises: dict[int, tuple[StreamView, Callable[[], None]]] = {}
-
-    def attend(self, partition: Partition, stream: StreamView) -> None:
+    def _attend(self, partition: Partition, stream: StreamView) -> None:
         """Hear of what is about to be committed to a stream."""
         known = self._promises.get(partition.number)
         if known is None or known[0] is not stream:
-            self.neglect(partition.number)
+            self._neglect(partition.number)
             release = stream.promise(partial(self._promised, partition, stream))
             self._promises[partition.number] = (stream, release)
 
-    def neglect(self, number: int) -> None:
+    def _neglect(self, number: int) -> None:
         """Hear of it no longer."""
         if (known := self._promises.pop(number, None)) is not None:
             known[1]()
 
-    def neglect_all(self) -> None:
+    def neglect(self) -> None:
+        """Hear no longer of what is about to be committed."""
         for number in list(self._promises):
-            self.neglect(number)
+            self._neglect(number)
 
     @property
     def _behind(self) -> bool:
         """Whether there is, or may be, something to deliver already: that comes first."""
-        due = self._due and self._due[0][0] <= self.clock.monotonic()
-        return bool(self.ready or due or self.journal.state.free)
+        schedule = self._schedule
+        return bool(self._ready or self._journal.state.free or (schedule.records and schedule.due))
 
     def _promised(self, partition: Partition, stream: StreamView, batch: Batch) -> None:
-        """Records are about to be committed: lease them to those who wait, in their transaction."""
-        state = self.journal.state
+        """Records are about to be committed, right after all that was delivered: lease them to those who wait, in their
+        transaction."""
+        state = self._journal.state
         if (
             not self.open
             or state.spec.paused
             or partition.next != batch.position
             or state.partitions.get(partition.number) is not partition
             or self._behind
-            or not self.journal.takes
+            or not self._journal.takes
             or (batch.meta is not None and any(meta.expires_ms for meta in batch.meta.values()))
         ):
             return
@@ -516,13 +431,20 @@ class Promising(Dispatch):
             self._bytes_left = GRANT_BYTES_MAX
             takers = sum(self._room(other) > 0 for other in self.members)
             share = min(self._room(member), GRANT_MAX, -(-batch.count // takers))
-            event = Leased(state.leases_next, member.name, self.clock.wall_ms(), state.spec.lease_s)
+            event = Leased(state.leases_next, member.name, self._clock.wall_ms(), state.spec.lease_s)
             parts: list[Part] = []
             _taken, end = self._take_batches(event, parts, partition, stream, [batch], share, set())
             if parts:
                 self._give(member, event, parts)
             elif event.parked:
-                self.journal.note(event)
+                self._journal.note(event)
                 self._hold_parked(event)
             batch = batch.since(end) if end < batch.end else Batch(end, batch.time_ms, [])
-        self.journal.flush()
+        self._journal.flush()
+
+
+def _lives(stream: StreamView, batch: Batch) -> list[Batch]:
+    """A batch, cut where a crash lies between its records: offsets after it have another epoch."""
+    if stream.offset(batch.position + 1).epoch == stream.offset(batch.end).epoch:
+        return [batch]
+    return [batch.since(at).until(at + 1) for at in range(batch.position, batch.end)]

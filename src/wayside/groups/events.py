@@ -20,6 +20,7 @@ __all__ = [
     "Extended",
     "GroupSpec",
     "Leased",
+    "Located",
     "Nacked",
     "Opened",
     "Passed",
@@ -130,13 +131,16 @@ class Nacked(_Event, tag=4):
 
 
 class Dead(_Event, tag=5):
-    """A record's last attempt has failed. ``copy`` is the stream with a copy of it, and the offset after that."""
+    """A record's last attempt has failed. In one transaction with it goes its dead letter, if there is to be one: ``since``
+    is the stream of that, and the offset from which on to look for it until :class:`Located` says where it is."""
 
     time_ms: int
     number: int
     position: int
     reason: str
     copy: tuple[str, str] | None = None
+    """Events of 0.1 have it in place of ``since``: the stream of the letter, and the offset after the letter."""
+    since: tuple[str, str] | None = None
 
 
 class Extended(_Event, tag=6):
@@ -149,7 +153,7 @@ class Extended(_Event, tag=6):
 
 class Passed(_Event, tag=7):
     """Records are not there to be delivered: all before ``upto`` that were not delivered yet, and those ``positions``.
-    ``reason`` is ``expired`` or ``retention``."""
+    ``count`` is how many positions that are; ``reason`` is ``expired`` or ``retention``."""
 
     time_ms: int
     number: int
@@ -192,8 +196,28 @@ class Shortened(_Event, tag=12):
     position: int
 
 
+class Located(_Event, tag=13):
+    """Where the letter of a dead record is: ``copy`` is its stream, and the offset after it; None where it is no more."""
+
+    number: int
+    position: int
+    copy: tuple[str, str] | None
+
+
 Event = (
-    Shortened | Opened | Leased | Acked | Nacked | Dead | Extended | Passed | Sought | Dropped | Specified | Redriven
+    Shortened
+    | Opened
+    | Leased
+    | Acked
+    | Nacked
+    | Dead
+    | Extended
+    | Passed
+    | Sought
+    | Dropped
+    | Specified
+    | Redriven
+    | Located
 )
 
 
@@ -225,6 +249,9 @@ class DeadLetter(msgspec.Struct, array_like=True, gc=False):
     deliveries: int
     reason: str
     copy: tuple[str, str] | None = None
+    """Stream with a copy of it, and the offset after that."""
+    since: tuple[str, str] | None = None
+    """Stream with its letter, and the offset from which on to look for it; None once that is found."""
 
 
 class Snapshot(msgspec.Struct, array_like=True, gc=False):

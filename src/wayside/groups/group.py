@@ -1,71 +1,145 @@
-"""One group: its life, its streams and its members."""
+"""One group: its parts, how they are joined, its life and its members.
+
+A part is given those that it uses, and calls back for what is done above it; none knows the group.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import structlog
 
 from wayside.core.callbacks import Done, guarded, report
 from wayside.core.clock import Clock
-from wayside.core.errors import BadRequest, Conflict, NotFound, Overloaded, Refusal
-from wayside.core.globs import Glob
-from wayside.core.records import Durability, Offset
-from wayside.core.schedule import Timer, Timers
-from wayside.groups.deadletters import Burying
-from wayside.groups.events import Dropped, GroupSpec, Opened, Shortened, Sought, Specified
-from wayside.groups.state import Member, Partition
+from wayside.core.errors import NotFound, Overloaded, Refusal
+from wayside.core.schedule import Timers
+from wayside.groups.deadletters import DeadLetters
+from wayside.groups.dispatch import Dispatch
+from wayside.groups.events import DOOMED, GroupSpec, Located, Specified, Waiting
+from wayside.groups.journal import Journal
+from wayside.groups.reading import Reading
+from wayside.groups.schedule import Schedule
+from wayside.groups.settlement import Settler
+from wayside.groups.sources import Sources
+from wayside.groups.state import Member
 from wayside.link.frames import Ack
-from wayside.streams.contract import Log, StreamView
+from wayside.streams.contract import Log
 
-__all__ = ["Group", "identity_of", "require_durable"]
+__all__ = ["Group"]
 
-LINGER_S = 60.0
-"""For how long a group that nobody takes from goes on hearing of its streams."""
 LOST_S = 1.0
 """How soon a group is read again whose state could not be kept."""
 
 _log = structlog.get_logger("wayside.groups")
 
 
-def identity_of(stream: StreamView) -> int:
-    """What tells a stream from another that had its path before."""
-    return stream.lineage[0][1]
+class Group:
+    """A named shared reader. It delivers from :meth:`begin` on, which follows :meth:`load`, or ``journal.make``.
+    ``on_specified`` is told when its settings have changed."""
 
-
-class Group(Burying):
-    """A group that is loaded."""
-
-    def __init__(self, name: str, log: Log, clock: Clock, timers: Timers) -> None:
-        super().__init__(name, log, clock, timers)
-        self.globs: list[Glob] = []
+    def __init__(
+        self,
+        name: str,
+        log: Log,
+        clock: Clock,
+        timers: Timers,
+        on_specified: Callable[[Group], object] = id,
+    ) -> None:
+        self.name = name
+        self.log = log
         self.deleted = False
-        self.created_ms = 0
-        self.on_specified: Callable[[Group], None] | None = None
-        self._watching: list[Callable[[], None]] = []
-        self._lingering: Timer | None = None
+        self._clock = clock
+        self._on_specified = on_specified
+        self._located: list[Located] = []
+        """Letters that were found when it was loaded."""
+        self._reloading: asyncio.Task[None] | None = None
+        self.journal = Journal(log, name, self._lost)
+        self.reading = Reading(log, lambda: self.wake())
+        self.schedule = Schedule(clock, timers, lambda: self.wake(), lambda leases: self.settler.expire(leases))
+        self.dispatch = Dispatch(
+            clock, self.journal, self.reading, self.schedule, lambda lease: self.settler.release(lease)
+        )
+        self.members = self.dispatch.members
+        self.wake = self.dispatch.wake
+        """There may be something to deliver, as where a member takes more."""
+        self.settler = Settler(
+            log, clock, self.journal, self.reading, self.schedule, self.require_open, self._requeue, self.wake
+        )
+        self.settle = self.settler.settle
+        """Take what a member says of its records."""
+        self.dead_letters = DeadLetters(
+            name, log, clock, self.journal, self.reading, lambda: self.open, self._requeue, self.wake
+        )
+        self.sources = Sources(log, clock, timers, self.journal, self.reading, self.dispatch)
 
     def __repr__(self) -> str:
         return f"<Group {self.name} {len(self.members)} members, {self.journal.state.in_flight} in flight>"
 
+    @property
+    def spec(self) -> GroupSpec:
+        """Its settings."""
+        return self.journal.state.spec
+
+    @property
+    def open(self) -> bool:
+        """Whether it delivers: its state is known, and can be kept."""
+        return self.dispatch.open
+
+    @property
+    def stuck(self) -> str:
+        """Why a dead record could not be put where it belongs, if that is so."""
+        return self.dead_letters.stuck
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing happens in it until it is told something, or time passes."""
+        busy = self.reading.busy or self._reloading is not None
+        return self.journal.idle and self.dispatch.idle and self.dead_letters.idle and not busy
+
+    def require_open(self) -> None:
+        """Raise what stands in the way of a change."""
+        if self.deleted:
+            raise NotFound(f"There is no group {self.name!r}.", code="group-not-found")
+        if not self.dispatch.open:
+            raise Overloaded("The group is being read from the disk. Try again shortly.", headers={"Retry-After": "1"})
+
     # -- life
 
+    async def load(self) -> None:
+        """Read what is on disk. Raises :class:`NotFound` where there is no such group."""
+        await self.journal.load()
+        self._located = await self.dead_letters.find_letters()
+
     def begin(self) -> None:
-        self.globs = [Glob(text) for text in self.spec.streams]
-        self._burying.clear()
-        self._reconcile(self.journal.state.by_path.values())
-        super().begin()
+        """Deliver: its state is as the disk has it."""
+        self.sources.begin()
+        located, self._located = self._located, []
+        for event in located:
+            self.journal.note(event)
+        state = self.journal.state
+        self.schedule.begin(lease for leases in state.leases.values() for lease in leases)
+        self.dispatch.begin()
+        for number, partition in state.partitions.items():
+            for waiting in list(partition.waiting.values()):
+                self._requeue(number, waiting)
+            self.reading.hold(partition)
+        self.wake()
         if self.members:
-            self._activate()
+            self.sources.watch()
 
     def end(self) -> None:
-        super().end()
-        self._deactivate()
-        for task in self._tasks:
-            task.cancel()
+        """Deliver nothing more; what is on its way to the disk gets there."""
+        self.dispatch.stop()
+        self.reading.stop()
+        self.schedule.stop()
+        self.sources.rest()
+        self.dead_letters.stop()
+        if self._reloading is not None:
+            self._reloading.cancel()
+            self._reloading = None
 
     def discard(self) -> None:
         """The group was deleted."""
@@ -79,111 +153,32 @@ class Group(Burying):
                 guarded(partial(link.ended, error))
         self.members.clear()
 
-    def _on_lost(self, error: Exception) -> None:
+    def _lost(self, error: Exception) -> None:
         """What was noted last is not on disk: what is there is true."""
         _log.warning("group-not-kept", group=self.name, error=str(error))
         self.end()
-        self._keep(asyncio.get_running_loop().create_task(self._reload()))
+        self._reloading = asyncio.get_running_loop().create_task(self._reload())
 
     async def _reload(self) -> None:
-        while not self.deleted:
+        while True:
             await asyncio.sleep(LOST_S)
             try:
-                await self.journal.load()
+                await self.load()
             except Exception as error:
                 _log.warning("group-not-read", group=self.name, error=str(error))
                 if not isinstance(error, Refusal):
                     report(error, self._reload)
             else:
+                self._reloading = None
                 self.begin()
                 return
 
-    def require_open(self) -> None:
-        """Raise what stands in the way of a change."""
-        if self.deleted:
-            raise NotFound(f"There is no group {self.name!r}.", code="group-not-found")
-        if not self.open:
-            raise Overloaded("The group is being read from the disk. Try again shortly.", headers={"Retry-After": "1"})
-
-    # -- streams
-
-    def _activate(self) -> None:
-        """Hear of what is new in its streams."""
-        if self._lingering is not None:
-            self._lingering.cancel()
-            self._lingering = None
-        if self._watching:
-            return
-        for glob in self.globs:
-            self._watching.append(self.log.watch(glob, self._told))
-        self._look()
-
-    def _look(self) -> None:
-        """Find all that there is to read."""
-        state = self.journal.state
-        gone = set(state.by_path)
-        for glob in self.globs:
-            for path, _earliest, tail, _closed in self.log.tails(glob):
-                gone.discard(path)
-                partition = state.by_path.get(path)
-                if partition is None or tail.position != partition.next or tail.epoch != partition.epoch:
-                    stream = self._find(path)
-                    if stream is not None:
-                        self._told(stream)
-        for path in gone:
-            partition = state.by_path[path]
-            if self._find(path) is None or not any(glob.matches(path) for glob in self.globs):
-                self._drop(partition)
-
-    def _deactivate(self) -> None:
-        for unwatch in self._watching:
-            unwatch()
-        self._watching.clear()
-        self.neglect_all()
-        if self._lingering is not None:
-            self._lingering.cancel()
-            self._lingering = None
-
-    def _told(self, stream: StreamView) -> None:
-        """A stream has changed."""
-        if not self.open:
-            return
-        partition = self.journal.state.by_path.get(stream.path)
-        if stream.deleted:
-            if partition is not None and partition.epoch == identity_of(stream):
-                self._drop(partition)
-            return
-        if partition is None or partition.epoch != identity_of(stream):
-            if partition is not None:
-                self._drop(partition)
-            partition = self.open_partition(stream, stream.start)
-        self.attend(partition, stream)
-        if stream.tail > partition.next:
-            self.ready[partition.number] = None
-            self.wake()
-
-    def open_partition(self, stream: StreamView, position: int) -> Partition:
-        """Read a stream from a position on."""
-        number = self.journal.state.numbers_next
-        self.journal.note(Opened(number, stream.path, identity_of(stream), position))
-        return self.journal.state.partitions[number]
-
-    def _drop(self, partition: Partition) -> None:
-        self.drop_hold(partition.number)
-        self.neglect(partition.number)
-        self.ready.pop(partition.number, None)
-        self.reading.forget(partition.number)
-        self.journal.note(Dropped(partition.number))
-        self.wake()  # there may be room for others
-
-    def _reconcile(self, partitions: Iterable[Partition]) -> None:
-        """A crash may have taken records of streams that are not synced; others may have been deleted."""
-        for partition in list(partitions):
-            stream = self._find(partition.path)
-            if stream is None or identity_of(stream) != partition.epoch:
-                self._drop(partition)
-            elif stream.tail < partition.next:
-                self.journal.note(Shortened(partition.number, stream.tail))
+    def _requeue(self, number: int, waiting: Waiting) -> None:
+        """A record waits: for its time, or to be moved to the dead letters."""
+        if waiting.delay_ms == DOOMED or waiting.failures > self.journal.state.spec.failures_max:
+            self.dead_letters.move(number, waiting)
+        else:
+            self.schedule.put_back(number, waiting)
 
     # -- members
 
@@ -191,108 +186,64 @@ class Group(Burying):
         """A member takes records, as far as it has credit. Raises where there can be none."""
         self.require_open()
         self.members.add(member)
-        self._activate()
+        self.sources.watch()
         self.wake()
 
     def recall(self, name: str, held: list[Ack]) -> None:
         """A member connects again and says what it has: what else is leased to its name never reached it, unless another
         has that name, too."""
         self.require_open()
-        if any(other.name == name for other in self.members):
-            return
-        runs: dict[tuple[int, int], list[Ack]] = {}
-        for run in sorted(held, key=lambda run: run.first):
-            runs.setdefault((run.number, run.lease), []).append(run)
-        entries: list[tuple[int, int, int, int]] = []
-        for lease, number, position in self.journal.state.held():
-            if lease.member != name:
-                continue
-            found = runs.get((number, lease.epoch), [])
-            at = bisect_right(found, position, key=lambda run: run.first) - 1
-            if at < 0 or position >= found[at].first + found[at].count:
-                entries.append((number, position, lease.epoch, 0))
-        self._give_back(entries, "its connection was lost")
+        if not self._has(name):
+            self.settler.recall(name, held)
 
     def leave(self, member: Member, *, give_back: bool) -> None:
         """It takes no more. ``give_back``: what its name holds is for others at once, if no other has that name; else
         until its leases end."""
         member.link = None
         self.members.discard(member)
-        if give_back and self.open and not any(other.name == member.name for other in self.members):
-            entries = [
-                (number, position, lease.epoch, 0)
-                for lease, number, position in self.journal.state.held()
-                if lease.member == member.name
-            ]
-            self._give_back(entries, "its member left")
-        if not self.members and self._watching and self._lingering is None:
-            self._lingering = self.timers.after(LINGER_S, self._rest)
-
-    def _rest(self) -> None:
-        self._lingering = None
+        if give_back and self.open and not self._has(member.name):
+            self.settler.leave(member.name)
         if not self.members:
-            self._deactivate()
+            self.sources.linger()
+
+    def _has(self, name: str) -> bool:
+        """Whether a member has a name."""
+        return any(member.name == name for member in self.members)
 
     # -- changing
 
     def specify(self, spec: GroupSpec, done: Done) -> None:
         """Other settings, from now on."""
         self.require_open()
-        self.journal.note(Specified(self.clock.wall_ms(), spec), done)
-        self.globs = [Glob(text) for text in spec.streams]
-        for partition in list(self.journal.state.partitions.values()):
-            if not any(glob.matches(partition.path) for glob in self.globs):
-                self._drop(partition)
+        self.journal.note(Specified(self._clock.wall_ms(), spec), done)
+        self.sources.respecify()
+        for number, partition in self.journal.state.partitions.items():
             for waiting in list(partition.waiting.values()):
                 if waiting.failures > spec.failures_max:
-                    self.exhausted(partition.number, waiting)
-        active = bool(self._watching)
-        self._deactivate()
-        if active or self.members:
-            self._activate()
+                    self.dead_letters.move(number, waiting)
+        watching = self.sources.watching
+        self.sources.rest()
+        if watching or self.members:
+            self.sources.watch()
             if not self.members:
-                self._lingering = self.timers.after(LINGER_S, self._rest)
-        if self.on_specified is not None:
-            self.on_specified(self)
+                self.sources.linger()
+        self._on_specified(self)
         self.wake()
 
     def seek(self, to: str, only: Callable[[str], bool], done: Done) -> None:
-        """Read streams from elsewhere on: ``-1``, ``now``, or an offset of the one stream that ``only`` leaves. What was
-        outstanding in them is not any more, and attempts count anew. ``done`` gets the paths."""
+        """Read streams from elsewhere on: :meth:`~wayside.groups.sources.Sources.seek`."""
         self.require_open()
-        streams: dict[str, StreamView] = {}
-        for glob in self.globs:
-            for tail in self.log.tails(glob):
-                if only(tail.path) and (stream := self._find(tail.path)) is not None:
-                    streams[tail.path] = stream
-        if not streams:
-            raise NotFound("The group reads no such stream.", code="stream-not-found")
-        if to not in ("-1", "now") and len(streams) > 1:
-            raise BadRequest("An offset is of one stream: say which.", code="offset-malformed")
-        for path, stream in streams.items():
-            position = stream.start if to == "-1" else stream.tail if to == "now" else stream.resolve(Offset.parse(to))
-            partition = self.journal.state.by_path.get(path)
-            if partition is not None and partition.epoch != identity_of(stream):
-                self._drop(partition)
-                partition = None
-            if partition is None:
-                partition = self.open_partition(stream, position)
-            self.journal.note(Sought(self.clock.wall_ms(), partition.number, position))
-            self.drop_hold(partition.number)
-            self.reading.forget(partition.number)
-            self.ready[partition.number] = None
-        self.journal.then(lambda failed: done(failed or sorted(streams)))
-        self.wake()
+        self.sources.seek(to, only, done)
 
+    def redrive(self, only: Callable[[Any], bool], done: Done) -> None:
+        """Deliver dead records again, as if for the first time, once those that die now are on disk; ``done`` gets how
+        many."""
+        self.require_open()
 
-def require_durable(log: Log, path: str) -> None:
-    """Raise where a stream cannot share a transaction with a group that is on disk."""
-    try:
-        stream = log.find(path, touch=False)
-    except NotFound:
-        return
-    if log.durable and stream.config.durability is not Durability.FSYNC:
-        raise Conflict(
-            f"{path} is {stream.config.durability.value}: dead letters need a stream with durability fsync.",
-            code="durability-mismatch",
-        )
+        def kept(failed: Exception | None) -> None:
+            if failed is None:
+                self.dead_letters.redrive(only, done)
+            else:
+                done(failed)
+
+        self.journal.then(kept)

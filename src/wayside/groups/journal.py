@@ -14,7 +14,7 @@ from typing import Any
 
 from wayside.core.callbacks import Done, guarded
 from wayside.core.errors import Conflict, Gone, NotFound, Overloaded, Refusal
-from wayside.core.records import Append, Create, StreamConfig
+from wayside.core.records import Append, Appended, Create, StreamConfig, StreamInfo
 from wayside.groups.events import Event, GroupSpec, Snapshot, decode_events, decode_snapshot, encode
 from wayside.groups.state import GroupState
 from wayside.streams.contract import Log, StreamView
@@ -43,7 +43,7 @@ class Journal:
         self.path = GROUPS + name
         self.state = GroupState(GroupSpec([]))
         self._position = 0
-        """In the stream of events, after all that was noted."""
+        """In the stream of events, after all that the log has answered."""
         self._events: list[Event] = []
         self._kept: list[Kept] = []
         self._since_snapshot = 0
@@ -52,8 +52,10 @@ class Journal:
         """From this event on they are needed to load the group."""
         self._release: Callable[[], None] | None = None
         self._lost = False
-        self._flying = 0
-        """Appends that the log has not answered."""
+        self.under_way = 0
+        """Appends of events that the log has not answered."""
+        self._snapping = 0
+        """Snapshots that it has not answered."""
         self._landed = asyncio.Event()
         self._landed.set()
         self._last: list[Kept] | None = None
@@ -62,30 +64,25 @@ class Journal:
         """The newest of them waits in the log: whatever comes after it waits here."""
 
     def __repr__(self) -> str:
-        return f"<Journal {self.path} {self._position}>"
+        what = "lost" if self._lost else "blocked" if self._blocked else "idle" if self.idle else "busy"
+        return f"<Journal {self.path} {self._position} {what}>"
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was noted is on disk."""
+        return not (self._events or self._kept or self.under_way or self._snapping)
 
     # -- making and loading
 
     def make(self, events: list[Event], done: Done) -> None:
         """Make the streams of a new group; ``done`` gets None, or an exception."""
-        made: list[Any] = []
+        made: dict[str, Any] = {}
 
-        def told(result: Any) -> None:
-            made.append(result)
+        def told(path: str, result: Any) -> None:
+            made[path] = result
             if len(made) == 2:
-                failed = next((each for each in made if isinstance(each, Exception)), None)
-                if failed is None and not all(each.new for each in made):
-                    failed = Conflict(
-                        f"{self.path} is on disk, and could not be read when the hub started: see its log. Delete the group "
-                        "to begin anew.",
-                        code="group-unreadable",
-                    )
-                if failed is None:
-                    for event in events:
-                        self.state.apply(event)
-                    self._position = 1
-                    self._hold(self._log.find(self.path, touch=False), 0)
-                done(failed)
+                failed = next((each for each in made.values() if isinstance(each, Exception)), None)
+                done(failed if failed is not None else self._made(made, events))
 
         limits = self._log.limits
         config = StreamConfig(retention_bytes=limits.group_history_bytes)
@@ -95,9 +92,24 @@ class Journal:
             (f"{self.path}/state", Create(StreamConfig(retention_bytes=STATE_BYTES), explicit)),
         ):
             try:
-                self._log.create(path, create, told)
+                self._log.create(path, create, partial(told, path))
             except Refusal as refusal:
-                told(refusal)
+                told(path, refusal)
+
+    def _made(self, made: dict[str, Any], events: list[Event]) -> Conflict | None:
+        """Begin with the first events, unless the streams were there before."""
+        if not all(each.new for each in made.values()):
+            return Conflict(
+                f"{self.path} is on disk, and could not be read when the hub started: see its log. Delete the group to begin "
+                "anew.",
+                code="group-unreadable",
+            )
+        for event in events:
+            self.state.apply(event)
+        info: StreamInfo = made[self.path].info
+        self._position = info.tail.position
+        self._hold(self._log.find(self.path, touch=False), info.earliest.position)
+        return None
 
     async def load(self) -> None:
         """Read what is on disk, once all that is on its way there has arrived. Raises :class:`NotFound` where there is no
@@ -109,12 +121,10 @@ class Journal:
             raise NotFound(f"There is no group {self.path[len(GROUPS) :][:200]!r}.", code="group-not-found") from None
         state = GroupState(GroupSpec([]))
         at = events.start
-        if snapshots.tail:
-            last: Snapshot | None = None
-            for batch in await snapshots.read(snapshots.tail - 1, 1):
-                last = decode_snapshot(batch.records[-1])
-            assert last is not None
-            self._snapshot_bytes = len(encode(last))
+        record = await self._last_snapshot(snapshots)
+        if record is not None:
+            last = decode_snapshot(record)
+            self._snapshot_bytes = len(record)
             state = GroupState.restore(last)
             at = last.position
         self._hold(events, at)
@@ -129,6 +139,16 @@ class Journal:
         self.state = state
         self._position = at
         self._lost = self._blocked = False
+
+    async def _last_snapshot(self, snapshots: StreamView) -> bytes | None:
+        """The newest record of the snapshots that are kept; there are few."""
+        record: bytes | None = None
+        at = snapshots.start
+        while at < snapshots.tail:
+            for batch in await snapshots.read(at, self._log.limits.read_bytes_max):
+                at = batch.end
+                record = batch.records[-1] if batch.records else record
+        return record
 
     def _hold(self, events: StreamView, position: int) -> None:
         """Retention lets go of nothing that is needed to load the group."""
@@ -205,22 +225,25 @@ class Journal:
             self._last += kept
         elif events or (kept and self._lost):
             try:
-                self._append(events, [], kept)
+                self._append(events, (), kept)
             except Refusal as refusal:
-                self._told(kept, None, refusal)
+                self._told(kept, refusal)
         else:
             for tell in kept:
                 guarded(partial(tell, None))
 
-    def transact(
-        self, events: list[Event], appends: Sequence[tuple[str, Append]], kept: Kept, offsets: list[str] | None = None
-    ) -> None:
-        """Make events true in one transaction with appends to other streams; ``offsets`` gets those after each append.
-        Raises a :class:`Refusal` with nothing done."""
+    def transact(self, events: list[Event], appends: Sequence[tuple[str, Append]], done: Done) -> None:
+        """Make events true in one transaction with appends to other streams; ``done`` gets a list of what became of each
+        append, or an exception. Raises a :class:`Refusal` with nothing done."""
         self.flush()
-        if self._lost or self._blocked:
+        if not self.takes:
             raise self._unkept()
-        self._append(events, appends, [kept], offsets)
+        appended: list[Appended] = []
+
+        def kept(failed: Exception | None) -> None:
+            done(appended if failed is None else failed)
+
+        self._append(events, appends, [kept], appended)
         for event in events:
             self.state.apply(event)
 
@@ -229,65 +252,45 @@ class Journal:
         events: list[Event],
         appends: Sequence[tuple[str, Append]],
         kept: list[Kept],
-        offsets: list[str] | None = None,
+        appended: list[Appended] | None = None,
     ) -> None:
+        """Append events; ``appended`` is given what became of ``appends``, in the same transaction."""
         if self._lost:
             raise self._unkept()
         record = encode(events)
         own = Append(b"", records=[record])
-        done = partial(self._answered, kept, offsets)
-        if appends:
-            stream = self._log.find(self.path, touch=False)
-            before = stream.next
-            self._log.append_all([(self.path, own), *appends], done)
-            self._blocked = stream.next == before  # until it is known which message ids there are
-        else:
+        done = partial(self._answered, kept, appended)
+        if appended is None:
             self._log.append(self.path, own, done)
-        self._flying += 1
+        else:
+            self._blocked = self._log.append_all([(self.path, own), *appends], done)
+        self.under_way += 1
         self._landed.clear()
         self._last = kept
-        self._position += 1
         self._since_snapshot += len(record)
         if self._snapshot_due:
             asyncio.get_running_loop().call_soon(self._snap)
 
-    def _snap(self) -> None:
-        self.flush()
-        if self._lost or self._blocked or not self._snapshot_due:
-            return
-        position = self._position
-        record = encode(self.state.snapshot(position))
-        self._snapshot_bytes = len(record)
-        self._since_snapshot = 0
-
-        def told(result: Any) -> None:
-            if not isinstance(result, Exception):
-                self._needed = position
-
-        try:
-            self._log.append(f"{self.path}/state", Append(b"", records=[record]), told)
-        except Refusal:
-            self._since_snapshot = SNAPSHOT_BYTES_MAX  # there is no room now
-
-    @property
-    def _snapshot_due(self) -> bool:
-        return self._since_snapshot > min(max(SNAPSHOT_BYTES, 2 * self._snapshot_bytes), SNAPSHOT_BYTES_MAX)
-
-    def _answered(self, kept: list[Kept], offsets: list[str] | None, result: Any) -> None:
-        self._flying -= 1
-        if not self._flying:
+    def _answered(self, kept: list[Kept], appended: list[Appended] | None, result: Any) -> None:
+        self.under_way -= 1
+        if not self.under_way:
             self._landed.set()
         if self._last is kept:
             self._last = None
             if self._blocked:
                 self._blocked = False
                 asyncio.get_running_loop().call_soon(self.flush)
-        self._told(kept, offsets, result)
+        if isinstance(result, Exception):
+            self._told(kept, result)
+            return
+        if appended is None:
+            self._position = result.position
+        else:
+            self._position = result[0].position
+            appended += result[1:]
+        self._told(kept, None)
 
-    def _told(self, kept: list[Kept], offsets: list[str] | None, result: Any) -> None:
-        failed = result if isinstance(result, Exception) else None
-        if offsets is not None and failed is None:
-            offsets += [str(appended.offset) for appended in result[1:]]
+    def _told(self, kept: list[Kept], failed: Exception | None) -> None:
         if failed is not None and not self._lost:
             self._lost = True
             self._events, self._kept, dropped = [], [], self._kept
@@ -295,6 +298,44 @@ class Journal:
             guarded(partial(self._on_lost, failed))
         for tell in kept:
             guarded(partial(tell, failed))
+
+    # -- snapshots
+
+    @property
+    def _snapshot_due(self) -> bool:
+        return self._since_snapshot > min(max(SNAPSHOT_BYTES, 2 * self._snapshot_bytes), SNAPSHOT_BYTES_MAX)
+
+    def _snap(self) -> None:
+        """Take a snapshot of what is true now; it is written once the position is known from which on it is."""
+        self.flush()
+        if not self.takes or not self._snapshot_due:
+            return
+        self._since_snapshot = 0
+        write = partial(self._write, self.state.snapshot())
+        if self._last is None:
+            write(None)
+        else:
+            self._last.append(write)
+
+    def _write(self, snapshot: Snapshot, failed: Exception | None) -> None:
+        """Write a snapshot of what was true when the last append was sent that is answered."""
+        if failed is not None or self._lost:
+            return
+        position = snapshot.position = self._position
+        record = encode(snapshot)
+        self._snapshot_bytes = len(record)
+
+        def told(result: Any) -> None:
+            self._snapping -= 1
+            if not isinstance(result, Exception):
+                self._needed = position
+
+        try:
+            self._log.append(f"{self.path}/state", Append(b"", records=[record]), told)
+        except Refusal:
+            self._since_snapshot = SNAPSHOT_BYTES_MAX  # there is no room now
+        else:
+            self._snapping += 1
 
     @staticmethod
     def _unkept() -> Refusal:

@@ -1,4 +1,7 @@
-"""How a group reads the streams that it delivers: by partition, from memory at once, from the disk in the background."""
+"""How a group reads the streams that it delivers: by partition, from memory at once, from the disk in the background.
+
+It also has retention keep what is outstanding. What is delivered of what it reads, and to whom, it does not know.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from wayside.core.records import Batch, Meta, Offset
 from wayside.groups.state import Partition
 from wayside.streams.contract import Log, StreamView
 
-__all__ = ["Reading", "Single"]
+__all__ = ["Reading", "Single", "identity_of"]
 
 FETCHES_MAX = 64
 """Reads from the disk under way for one group."""
@@ -22,6 +25,11 @@ HELD_MAX = 64
 """Partitions of which records were read and not yet delivered."""
 FAILED_S = 1.0
 """How soon a read that failed is tried again."""
+
+
+def identity_of(stream: StreamView) -> int:
+    """What tells a stream from another that had its path before: the epoch that it was made in."""
+    return stream.lineage[0][1]
 
 
 class Single(NamedTuple):
@@ -38,55 +46,85 @@ class Reading:
     def __init__(self, log: Log, wake: Callable[[], None]) -> None:
         self._log = log
         self._wake = wake
-        self._batches: dict[int, list[Batch]] = {}
-        """What was read from the disk, by partition."""
-        self._singles: dict[tuple[int, int], Single | None] = {}
-        """None: it is not there any more."""
+        self.fetched: dict[int, tuple[int, list[Batch]]] = {}
+        """What was read from the disk, by partition: from which position on, and what was there."""
+        self.singles: dict[tuple[int, int], Single | None] = {}
+        """Records that were read from the disk, by partition and position; None: it is not there any more."""
         self._tasks: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._holds: dict[int, Callable[[], None]] = {}
+        """How retention is told that it may let go, by partition."""
+
+    def __repr__(self) -> str:
+        return f"<Reading {len(self.fetched)} partitions, {len(self.singles)} records, {len(self._tasks)} under way>"
 
     def stop(self) -> None:
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()
-        self._batches.clear()
-        self._singles.clear()
+        self.fetched.clear()
+        self.singles.clear()
+        for release in self._holds.values():
+            release()
+        self._holds.clear()
 
     @property
     def busy(self) -> bool:
         """Whether the disk has been asked for something, and has not answered."""
         return bool(self._tasks)
 
+    # -- retention
+
+    def hold(self, partition: Partition) -> None:
+        """Have retention let go of nothing that is outstanding in a partition, as long as anything is."""
+        number = partition.number
+        if partition.leased or partition.waiting or partition.parked:
+            if number not in self._holds and (stream := self.find(partition)) is not None:
+                self._holds[number] = stream.hold(partition.lowest)
+        elif (release := self._holds.pop(number, None)) is not None:
+            release()
+
+    # -- records
+
     def forget(self, number: int) -> None:
-        """What was read of a partition is of no use any more."""
-        self._batches.pop(number, None)
-        for at in [at for at in self._singles if at[0] == number]:
-            del self._singles[at]
+        """Nothing of a partition is outstanding any more, and what was read of it is of no use."""
+        if (release := self._holds.pop(number, None)) is not None:
+            release()
+        self.fetched.pop(number, None)
+        for at in [at for at in self.singles if at[0] == number]:
+            del self.singles[at]
         for at in [at for at in self._tasks if at[0] == number]:
             self._tasks.pop(at).cancel()
 
     def prune(self, number: int, position: int) -> None:
         """What was read of a partition is of use from a position on only."""
-        held = self._batches.get(number)
-        if held is not None and held[-1].end <= position:
-            del self._batches[number]
+        held = self.fetched.get(number)
+        if held is not None and held[1][-1].end <= position:
+            del self.fetched[number]
+
+    def at(self, path: str) -> StreamView | None:
+        """The stream that is at a path now."""
+        try:
+            return self._log.find(path, touch=False)
+        except Refusal:
+            return None
 
     def find(self, partition: Partition) -> StreamView | None:
-        """The stream, if there is one, and not another at its path."""
+        """The stream of a partition, if there is one, and not another at its path."""
         try:
             stream = self._log.find(partition.path, touch=False)
         except Refusal:
             return None
-        return stream if stream.lineage[0][1] == partition.epoch else None
+        return stream if stream.lineage[0][1] == partition.epoch else None  # as identity_of has it: this is asked often
 
     def batches(self, partition: Partition, stream: StreamView) -> list[Batch] | None:
         """What comes next; None where the disk has it, and has been asked."""
         position = partition.next
-        held = self._batches.get(partition.number)
-        if held is not None and held[0].position <= position < held[-1].end:
-            return [batch.since(position) for batch in held if batch.end > position]
-        self._batches.pop(partition.number, None)
+        held = self.fetched.get(partition.number)
+        if held is not None and held[0] <= position < held[1][-1].end:
+            return [batch.since(position) for batch in held[1] if batch.end > position]
+        self.fetched.pop(partition.number, None)
         found = stream.read_nowait(position, self._log.limits.read_bytes_max)
-        if found is None and len(self._batches) + len(self._tasks) < HELD_MAX:
+        if found is None and len(self.fetched) + len(self._tasks) < HELD_MAX:
             self._fetch((partition.number, -1), self._fetch_batches(partition, stream, position))
         return found
 
@@ -94,8 +132,8 @@ class Reading:
         """One record; False where it is not there any more, True where the disk has been asked for it, or it is still on its
         way there."""
         at = (partition.number, position)
-        if at in self._singles:
-            return self._singles.pop(at) or False
+        if at in self.singles:
+            return self.singles.pop(at) or False
         stream = self.find(partition)
         if stream is not None and position >= stream.tail:
             stream.wait(self._wake)
@@ -107,7 +145,7 @@ class Reading:
         if found:
             return _single(found, position) or False
         if found is None or copy is not None:
-            if len(self._singles) < FETCHED_MAX:
+            if len(self.singles) < FETCHED_MAX:
                 self._fetch(at, self._fetch_single(partition, position, copy))
             return True
         return False
@@ -136,7 +174,7 @@ class Reading:
             await asyncio.sleep(FAILED_S)  # then it is tried again
             return
         if batches:
-            self._batches[partition.number] = batches
+            self.fetched[partition.number] = position, batches
 
     async def _fetch_single(self, partition: Partition, position: int, copy: tuple[str, str] | None) -> None:
         at = (partition.number, position)
@@ -158,9 +196,9 @@ class Reading:
                 await asyncio.sleep(FAILED_S)  # it may be there all the same: then it is tried again
                 return
             if found is not None:
-                self._singles[at] = found
+                self.singles[at] = found
                 return
-        self._singles[at] = None
+        self.singles[at] = None
 
 
 def _single(batches: list[Batch], position: int) -> Single | None:

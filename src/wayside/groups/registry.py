@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -13,17 +12,17 @@ import structlog
 
 from wayside.core.callbacks import Done, report
 from wayside.core.clock import Clock
-from wayside.core.errors import BadRequest, Gone, NotFound, Overloaded, Refusal
+from wayside.core.errors import BadRequest, Conflict, NotFound, Overloaded, Refusal
 from wayside.core.globs import Glob, is_glob
 from wayside.core.policies import is_field
-from wayside.core.records import Offset, StreamTail, require_path, require_public
+from wayside.core.records import Durability, Offset, StreamTail, require_path, require_public
 from wayside.core.schedule import Timers
 from wayside.groups.dispatch import BY_KEY
 from wayside.groups.events import Event, GroupSpec, Opened, Specified
-from wayside.groups.group import Group, identity_of, require_durable
+from wayside.groups.group import Group
 from wayside.groups.journal import GROUPS
-from wayside.groups.receipts import Tracing
-from wayside.groups.state import GroupState, Partition
+from wayside.groups.reading import identity_of
+from wayside.groups.receipts import receipt_of
 from wayside.streams.contract import Log
 
 __all__ = ["Groups", "require_spec"]
@@ -39,18 +38,24 @@ _log = structlog.get_logger("wayside.groups")
 
 
 class Groups:
-    """All groups, loaded when the hub starts. ``check_webhook`` raises what is wrong with a URL; None: there are none."""
+    """All groups, loaded when the hub starts. ``check_webhook`` raises what is wrong with a URL (None: nothing is pushed to
+    any); ``on_specified`` is told of each group that is new, loaded or changed, and of one that was deleted."""
 
-    def __init__(self, log: Log, clock: Clock, timers: Timers) -> None:
+    def __init__(
+        self,
+        log: Log,
+        clock: Clock,
+        timers: Timers,
+        check_webhook: Callable[[str], None] | None = None,
+        on_specified: Callable[[Group], object] = id,
+    ) -> None:
         self.log = log
         self.clock = clock
-        self.timers = timers
-        self.check_webhook: Callable[[str], None] | None = None
-        self.on_specified: Callable[[Group], None] | None = None
-        """Told of each group that is new, loaded or changed, and of one that was deleted."""
+        self._timers = timers
+        self._check_webhook = check_webhook
+        self._on_specified = on_specified
         self._groups: dict[str, Group] = {}
         self._making: set[str] = set()
-        self._stopped = False
 
     # -- life
 
@@ -65,7 +70,7 @@ class Groups:
                     continue
                 group = self._new(name)
                 try:
-                    await group.journal.load()
+                    await group.load()
                 except Exception as error:  # the others work all the same
                     _log.error("group-not-read", group=name, error=str(error))
                     if not isinstance(error, Refusal):
@@ -73,26 +78,20 @@ class Groups:
                     continue
                 self._groups[name] = group
                 group.begin()
-                self._specified(group)
+                self._on_specified(group)
 
     def stop(self) -> None:
-        self._stopped = True
+        """Deliver nothing more."""
         for group in self._groups.values():
             group.end()
 
     def _new(self, name: str) -> Group:
-        group = Group(name, self.log, self.clock, self.timers)
-        group.on_specified = self._specified
-        return group
-
-    def _specified(self, group: Group) -> None:
-        if self.on_specified is not None:
-            self.on_specified(group)
+        return Group(name, self.log, self.clock, self._timers, self._on_specified)
 
     # -- finding
 
     def group(self, name: str) -> Group:
-        """Raises :class:`NotFound` where there is none."""
+        """The group of a name. Raises :class:`NotFound` where there is none."""
         group = self._groups.get(name)
         if group is None:
             known = ", ".join(sorted(self._groups)[:10]) or "none yet"
@@ -104,7 +103,7 @@ class Groups:
         return group
 
     def all(self) -> list[Group]:
-        """By name."""
+        """The groups, by name."""
         return [self._groups[name] for name in sorted(self._groups)]
 
     # -- making and changing
@@ -119,15 +118,15 @@ class Groups:
             )
         require_spec(spec)
         if spec.webhook:
-            if self.check_webhook is None:
+            if self._check_webhook is None:
                 raise BadRequest(
                     "This hub pushes nothing: it has no secret to sign with. Start it with --webhook-secret.",
                     code="callbacks-off",
                 )
-            self.check_webhook(spec.webhook)
+            self._check_webhook(spec.webhook)
         if spec.dead_letter:
             require_path(spec.dead_letter, self.log.limits.path_bytes_max)
-            require_durable(self.log, spec.dead_letter)
+            _require_durable(self.log, spec.dead_letter)
         group = self._groups.get(name)
         if group is not None:
             if msgspec.structs.replace(spec, start=group.spec.start) == group.spec:
@@ -165,7 +164,7 @@ class Groups:
             return
         self._groups[group.name] = group
         group.begin()
-        self._specified(group)
+        self._on_specified(group)
         done((group, True))
 
     def delete(self, name: str, done: Done) -> None:
@@ -183,7 +182,7 @@ class Groups:
         if group is not None:
             del self._groups[name]
             group.discard()
-            self._specified(group)
+            self._on_specified(group)
         for path in (f"{GROUPS}{name}/state", GROUPS + name):
             try:
                 self.log.delete(path, deleted)
@@ -200,9 +199,9 @@ class Groups:
     # -- looking
 
     def lag(self, group: Group) -> dict[str, int]:
-        """Records of each stream that were never delivered."""
+        """Records of each stream that were never delivered: a difference of positions, so that gaps between them count."""
         lags: dict[str, int] = {}
-        for glob in group.globs:
+        for glob in group.sources.globs:
             lags |= _lags(group, self.log.tails(glob))
         return lags
 
@@ -216,7 +215,7 @@ class Groups:
                 found[group.name] = None
                 continue
             lags: dict[str, int] = {}
-            for glob in group.globs:
+            for glob in group.sources.globs:
                 if glob.text not in tails:
                     tails[glob.text] = list(self.log.tails(glob))
                     left -= len(tails[glob.text])
@@ -269,82 +268,7 @@ class Groups:
 
     async def receipt(self, name: str, path: str, offset: str) -> dict[str, Any]:
         """What is known of one record in one group: ``offset`` is the one after it. Raises a :class:`Refusal`."""
-        group = self.group(name)
-        require_public(path)
-        receipt: dict[str, Any] = {"group": name, "stream": path, "offset": offset}
-        unknown = {**receipt, "state": "unknown", "attempts": None, "deliveries": [], "complete": False}
-        position = Offset.parse(offset).position - 1
-        if position < 0:
-            raise BadRequest("No record is before that offset.", code="offset-malformed")
-        try:
-            stream = self.log.find(path, touch=False)
-        except Refusal:
-            return {**unknown, "detail": "There is no such stream now."}
-        if not any(glob.matches(path) for glob in group.globs):
-            return {**unknown, "detail": "The group does not read this stream."}
-        appended_ms: int | None = None
-        try:
-            if stream.resolve(Offset.parse(offset)) != position + 1 or position >= stream.tail:
-                raise Gone("")
-            if position >= stream.start:
-                appended_ms = (await stream.read(position, 1))[0].time_ms
-        except Gone as gone:
-            if gone.code != "offset-expired":
-                return {**unknown, "detail": "The stream has, or had, no such record."}
-        while True:
-            await _kept(group)
-            partition = group.journal.state.by_path.get(path)
-            if partition is not None and partition.epoch != identity_of(stream):
-                partition = None
-            tracing = Tracing(path, identity_of(stream), position, partition.number if partition else None)
-            async for event in group.journal.history():
-                tracing.take(event)
-            partition = group.journal.state.by_path.get(path)  # as it is after all these events
-            if partition is not None and partition.epoch != identity_of(stream):
-                partition = None
-            found = _traced(group.journal.state, partition, position, tracing)
-            if not (found["state"] == "settled" and tracing.deliveries and not tracing.deliveries[-1].ended):
-                return {**receipt, "appended_ms": appended_ms, **found}
-            await asyncio.sleep(0)  # its end is on its way to the disk
-
-
-def _traced(state: GroupState, partition: Partition | None, position: int, tracing: Tracing) -> dict[str, Any]:
-    """What a receipt says: from what is true now, and from the events that are kept."""
-    deliveries = [msgspec.to_builtins(each) for each in tracing.deliveries]
-    found: dict[str, Any] = {"attempts": len(deliveries), "deliveries": deliveries, "complete": tracing.whole}
-    letter = state.dead.get((partition.number, position)) if partition is not None else None
-    if partition is None or position >= partition.next:
-        where, found["complete"] = "pending", True
-    elif (lease := partition.leased.get(position)) is not None:
-        where = "in-flight"
-        past = lease.past.get((partition.number, position)) if lease.past else None
-        found["attempts"] = max(len(deliveries), (past.deliveries if past else 0) + 1)
-        found |= {"member": lease.member, "lease": lease.epoch}
-    elif (waiting := partition.waiting.get(position)) is not None:
-        where = "waiting"
-        found["attempts"] = max(len(deliveries), waiting.deliveries)
-        found |= {"failures": waiting.failures, "reason": waiting.reason}
-    elif position in partition.parked:
-        where, found["complete"] = "parked", True
-    elif (burial := tracing.dead or letter) is not None:
-        where = "dead"
-        found["reason"] = burial.reason
-        if letter is not None:
-            found["attempts"] = max(len(deliveries), letter.deliveries)
-        if burial.copy is not None:
-            found["dead_letter"] = {"stream": burial.copy[0], "offset": burial.copy[1]}
-    elif tracing.deliveries and tracing.deliveries[-1].ended == "acked":
-        where = "acked"
-    elif tracing.passed:
-        where = "expired" if tracing.passed == "expired" else "missed"
-    elif tracing.skipped:
-        where, found["detail"] = "skipped", "The group was told to read from after it."
-    else:
-        where, found["attempts"] = "settled", None
-        found["detail"] = "It was acked, or is dead, or was passed over; the group's events do not reach back to it."
-    if not found["complete"] and where != "settled":
-        found["detail"] = "There were earlier events of it than are kept."
-    return {"state": where, **found}
+        return await receipt_of(self.group(name), path, offset)
 
 
 def _lags(group: Group, tails: Iterable[StreamTail]) -> dict[str, int]:
@@ -357,11 +281,17 @@ def _lags(group: Group, tails: Iterable[StreamTail]) -> dict[str, int]:
     return lags
 
 
-async def _kept(group: Group) -> None:
-    """All that the group knows is on disk."""
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    group.journal.then(lambda _failed: None if future.done() else future.set_result(None))
-    await future
+def _require_durable(log: Log, path: str) -> None:
+    """Raise where a stream cannot share a transaction with a group that is on disk."""
+    try:
+        stream = log.find(path, touch=False)
+    except NotFound:
+        return
+    if log.durable and stream.config.durability is not Durability.FSYNC:
+        raise Conflict(
+            f"{path} is {stream.config.durability.value}: dead letters need a stream with durability fsync.",
+            code="durability-mismatch",
+        )
 
 
 def require_spec(spec: GroupSpec) -> None:

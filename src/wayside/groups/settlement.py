@@ -1,10 +1,15 @@
-"""What members say of records that they have: done, not done, or still needed. Each by its lease, and only by that."""
+"""What becomes of records that members have: done, not done, or still needed. Each by its lease, and only by that.
+
+Members say it themselves; it is said in their place where a lease ends, or where a member leaves. When a record comes
+back, and to whom, is left to others.
+"""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -13,15 +18,16 @@ import msgspec
 from wayside.core.callbacks import Done
 from wayside.core.clock import Clock
 from wayside.core.errors import BadRequest, Conflict, LeaseFenced
-from wayside.core.records import Append, Durability, require_public, split_records
-from wayside.core.schedule import Timers
-from wayside.groups.dispatch import Promising
-from wayside.groups.events import DOOMED, Acked, Event, Extended, GroupSpec, Nacked
+from wayside.core.records import Append, Appended, Durability, require_public, split_records
+from wayside.groups.events import DOOMED, Acked, Event, Extended, Nacked, Waiting
+from wayside.groups.journal import Journal
+from wayside.groups.reading import Reading
+from wayside.groups.schedule import Schedule
 from wayside.groups.state import Lease, Partition
-from wayside.link.frames import Nack, Publish, Refused, Settled, Settlement
+from wayside.link.frames import Ack, Nack, Publish, Refused, Settled, Settlement
 from wayside.streams.contract import Log
 
-__all__ = ["Settling"]
+__all__ = ["Settler"]
 
 LEASE_S_MAX = 12 * 3600.0
 """The longest extension of a lease."""
@@ -29,65 +35,96 @@ SETTLED_MAX = 100_000
 """Records that one settlement names: as many as a group may have in flight."""
 
 
-class Settling(Promising):
-    """The taking side of one group."""
+class Settler:
+    """The taking side of one group. ``require_open`` raises what stands in the way of a change, ``requeue`` takes records that
+    come back, and ``wake`` is called when there is room for others."""
 
-    def __init__(self, name: str, log: Log, clock: Clock, timers: Timers) -> None:
-        super().__init__(name, log, clock, timers)
+    def __init__(
+        self,
+        log: Log,
+        clock: Clock,
+        journal: Journal,
+        reading: Reading,
+        schedule: Schedule,
+        require_open: Callable[[], None],
+        requeue: Callable[[int, Waiting], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._log = log
+        self._clock = clock
+        self._journal = journal
+        self._reading = reading
+        self._schedule = schedule
+        self._require_open = require_open
+        self._requeue = requeue
+        self._wake = wake
         self._random = random.Random()
 
-    @property
-    def spec(self) -> GroupSpec:
-        return self.journal.state.spec
+    # -- in the place of members
 
-    def require_open(self) -> None:
-        """Raise what stands in the way of a change."""
-        raise NotImplementedError
-
-    def _give_back(self, entries: list[tuple[int, int, int, int]], reason: str, *, failed: bool = False) -> None:
-        if not entries:
-            return
-        self.journal.note(Nacked(self.clock.wall_ms(), entries, failed, reason))
-        self._requeue(entries)
-
-    def _requeue(self, entries: Iterable[tuple[int, int, int, int]]) -> None:
-        for number, position, _, _ in entries:
-            partition = self.journal.state.partitions[number]
-            self.enqueue(number, partition.waiting[position])
-
-    def release(self, lease: int, name: str) -> None:
+    def release(self, lease: int) -> None:
         """A lease comes back without having been delivered."""
-        held = [(n, at, each.epoch, 0) for each, n, at in self.journal.state.held() if each.epoch == lease]
+        held = [(n, at, each.epoch, 0) for each, n, at in self._journal.state.held() if each.epoch == lease]
         self._give_back(held, "its member left")
 
     def expire(self, leases: Sequence[Lease]) -> None:
         """Leases were not extended."""
         over = {id(lease): lease for lease in leases}
         entries: dict[str, list[tuple[int, int, int, int]]] = {}
-        for lease, number, position in self.journal.state.held():
+        for lease, number, position in self._journal.state.held():
             if id(lease) in over:
                 entry = (number, position, lease.epoch, self._backoff_ms(lease, number, position))
                 entries.setdefault(lease.member, []).append(entry)
         for member, held in entries.items():
             self._give_back(held, f"the lease of {member} ended", failed=True)
 
+    def leave(self, name: str) -> None:
+        """Nobody has a member's name any more: what was leased to it is for others at once."""
+        entries = [(n, at, lease.epoch, 0) for lease, n, at in self._journal.state.held() if lease.member == name]
+        self._give_back(entries, "its member left")
+
+    def recall(self, name: str, held: list[Ack]) -> None:
+        """A member says what it has: what else is leased to its name never reached it."""
+        runs: dict[tuple[int, int], list[Ack]] = {}
+        for run in sorted(held, key=lambda run: run.first):
+            runs.setdefault((run.number, run.lease), []).append(run)
+        entries: list[tuple[int, int, int, int]] = []
+        for lease, number, position in self._journal.state.held():
+            if lease.member != name:
+                continue
+            found = runs.get((number, lease.epoch), [])
+            at = bisect_right(found, position, key=lambda run: run.first) - 1
+            if at < 0 or position >= found[at].first + found[at].count:
+                entries.append((number, position, lease.epoch, 0))
+        self._give_back(entries, "its connection was lost")
+
+    def _give_back(self, entries: list[tuple[int, int, int, int]], reason: str, *, failed: bool = False) -> None:
+        if not entries:
+            return
+        self._journal.note(Nacked(self._clock.wall_ms(), entries, failed, reason))
+        self._requeue_all(entries)
+
+    def _requeue_all(self, entries: Iterable[tuple[int, int, int, int]]) -> None:
+        for number, position, _, _ in entries:
+            self._requeue(number, self._journal.state.partitions[number].waiting[position])
+
     def _backoff_ms(self, lease: Lease, number: int, position: int) -> int:
         past = lease.past.get((number, position)) if lease.past else None
-        spec = self.spec
+        spec = self._journal.state.spec
         longest = min(spec.backoff_s_max, spec.backoff_s * 2.0 ** min(past.failures if past else 0, 64))
         return round(self._random.uniform(0, longest) * 1000)
 
-    # -- settling
+    # -- what members say
 
     def settle(self, settlement: Settlement, done: Done, member: str | None = None) -> None:
         """Take what a member says; ``done`` gets :class:`Settled` once it is on disk, or an exception. Of a member that
         names itself only its own leases are taken. Raises a :class:`Refusal` with nothing done."""
-        self.require_open()
+        self._require_open()
         named = sum(run.count for run in settlement.acks) + sum(run.count for run in settlement.extends)
         if named + len(settlement.nacks) > SETTLED_MAX:
             raise BadRequest(f"A settlement is of {SETTLED_MAX} records at most.", code="parameter-invalid")
         settled = Settled(refused=[])
-        now_ms = self.clock.wall_ms()
+        now_ms = self._clock.wall_ms()
         events: list[Event] = []
         runs: list[tuple[int, int, int, int]] = []
         for ack in settlement.acks:
@@ -103,7 +140,7 @@ class Settling(Promising):
                 raise BadRequest(
                     "A lease is extended by seconds from now, or by 0 for the group's own.", code="parameter-invalid"
                 )
-            seconds = min(extend.seconds or self.spec.lease_s, LEASE_S_MAX)
+            seconds = min(extend.seconds or self._journal.state.spec.lease_s, LEASE_S_MAX)
             own = self._own(extend.number, extend.first, extend.count, extend.lease, member, settled)
             if own:
                 extended.append(Extended(extend.lease, seconds, [run[:3] for run in own]))
@@ -118,15 +155,15 @@ class Settling(Promising):
             self._transact(settlement.publish, settled, events, done)
         else:
             for event in events:
-                self.journal.note(event)
-            self.journal.then(partial(_answer, done, settled))
+                self._journal.note(event)
+            self._journal.then(partial(_answer, done, settled))
         self._after(runs, nacked, extended)
 
     def _own(
         self, number: int, first: int, count: int, epoch: int, member: str | None, settled: Settled
     ) -> list[tuple[int, int, int, int]]:
         """The runs of a run of records that are leased under this epoch; the others are refused."""
-        partition = self.journal.state.partitions.get(number)
+        partition = self._journal.state.partitions.get(number)
         if count < 1 or first < 0:
             raise BadRequest("A run begins at a position, and has at least one record.", code="parameter-invalid")
         if partition is None:
@@ -155,7 +192,7 @@ class Settling(Promising):
                 raise BadRequest("A delay is from 0 seconds to a year.", code="parameter-invalid")
             if not self._own(nack.number, nack.position, 1, nack.lease, member, settled):
                 continue
-            lease = self.journal.state.partitions[nack.number].leased[nack.position]
+            lease = self._journal.state.partitions[nack.number].leased[nack.position]
             failed = nack.kind != "released"
             if nack.kind == "rejected":
                 delay_ms = DOOMED
@@ -179,19 +216,19 @@ class Settling(Promising):
         for each in publish:
             require_public(each.stream)
             appends.append((each.stream, self._append_of(each)))
-        self.journal.transact(events, appends, partial(_answer, done, settled), settled.offsets)
+        self._journal.transact(events, appends, partial(_published, done, settled))
 
     def _append_of(self, publish: Publish) -> Append:
         """Records as an append. Raises :class:`BadRequest` for what the stream cannot have, and where there is none."""
-        config, records = self.log.find(publish.stream).config, publish.records
-        if not records or not all(records) or len(records) > self.log.limits.append_records_max:
+        config, records = self._log.find(publish.stream).config, publish.records
+        if not records or not all(records) or len(records) > self._log.limits.append_records_max:
             raise BadRequest("Publish records that are not empty, and not too many.", code="empty-append")
         if config.is_json:
             body = b"[%b]" % b",".join(records)
             if len(found := split_records(config, body)) != len(records):
                 raise BadRequest("A record is not one JSON value.", code="json-malformed")
             records = found
-        if self.log.durable and config.durability is not Durability.FSYNC:
+        if self._log.durable and config.durability is not Durability.FSYNC:
             raise Conflict(
                 f"{publish.stream} is {config.durability.value}: what is one transaction with an ack goes to streams with "
                 "durability fsync.",
@@ -202,17 +239,17 @@ class Settling(Promising):
 
     def _after(self, runs: list[tuple[int, int, int, int]], nacked: list[Nacked], extended: list[Extended]) -> None:
         """What follows from a settlement that is true now."""
-        state = self.journal.state
+        state = self._journal.state
         for event in nacked:
-            self._requeue(event.entries)
+            self._requeue_all(event.entries)
         for number in {run[0] for run in runs}:
             partition = state.partitions[number]
             if not (partition.leased or partition.waiting or partition.parked):
-                self.drop_hold(number)
+                self._reading.hold(partition)
         for extension in extended:
             number, first, _ = extension.runs[0]
-            self.watch_lease(state.partitions[number].leased[first])
-        self.wake()
+            self._schedule.watch(state.partitions[number].leased[first])
+        self._wake()
 
 
 def _why(partition: Partition, position: int, lease: Lease | None) -> str:
@@ -231,3 +268,11 @@ def _require_once(runs: list[tuple[int, int, int]]) -> None:
 
 def _answer(done: Done, settled: Settled, failed: Exception | None) -> None:
     done(failed if failed is not None else settled)
+
+
+def _published(done: Done, settled: Settled, result: list[Appended] | Exception) -> None:
+    if isinstance(result, Exception):
+        done(result)
+        return
+    settled.offsets += [str(appended.offset) for appended in result]
+    done(settled)

@@ -2,6 +2,7 @@
 
 A group reads streams through *partitions*, one for each stream: everything before ``next`` was delivered, and is settled
 unless it is outstanding: leased to a member, waiting for its redelivery, or parked behind an earlier record with its key.
+Positions are ordered, and follow one another inside one batch of records; between batches there may be gaps.
 :meth:`GroupState.apply` of each event in order gives the group as it is; nothing here waits, reads a clock or touches a
 log. Deadlines of leases are not kept: they are on the monotonic clock of whoever runs the group, and begin anew with it.
 """
@@ -12,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import msgspec
+
 from wayside.groups.events import (
     Acked,
     Dead,
@@ -21,6 +24,7 @@ from wayside.groups.events import (
     Extended,
     GroupSpec,
     Leased,
+    Located,
     Nacked,
     Opened,
     Passed,
@@ -39,6 +43,8 @@ __all__ = ["GroupState", "Lease", "Member", "MemberLink", "Partition"]
 
 DEAD_MAX = 10_000
 """Dead records that a group remembers; older ones are only where they were put."""
+STEPS_MAX = 1000
+"""Positions that are looked at one by one for the first outstanding record; it is farther behind a gap only."""
 
 
 class Lease:
@@ -90,8 +96,11 @@ class Partition:
         leased, waiting, parked = self.leased, self.waiting, self.parked
         if not (leased or waiting or parked):
             floor = end
-        while floor < end and floor not in leased and floor not in waiting and floor not in parked:
+        steps_end = min(end, floor + STEPS_MAX)
+        while floor < steps_end and floor not in leased and floor not in waiting and floor not in parked:
             floor += 1
+        if floor == steps_end < end:
+            floor = min((*leased, *waiting, *parked))
         self.floor = floor
         return floor
 
@@ -266,11 +275,18 @@ class GroupState:
             waiting.deliveries,
             event.reason,
             event.copy or waiting.copy,
+            event.since,
         )
         while len(self.dead) > DEAD_MAX:
             del self.dead[next(iter(self.dead))]
         self.counts["dead"] += 1
         self._free_key(waiting.key)
+
+    def _located(self, event: Located) -> None:
+        at = (event.number, event.position)
+        letter = self.dead.get(at)
+        if letter is not None:
+            self.dead[at] = msgspec.structs.replace(letter, copy=event.copy or letter.copy, since=None)
 
     def _extended(self, event: Extended) -> None:
         """A lease of which only a part is extended becomes two."""
@@ -381,8 +397,8 @@ class GroupState:
 
     # -- snapshots
 
-    def snapshot(self, position: int) -> Snapshot:
-        """All of it, as of a position in the stream of events."""
+    def snapshot(self, position: int = 0) -> Snapshot:
+        """All of it, as of a position in the stream of events; what follows changes nothing of what is returned."""
         leases: dict[int, SnapshotLease] = {}
         for lease, number, at in self.held():
             kept = leases.get(id(lease))
@@ -410,7 +426,7 @@ class GroupState:
             self.spec,
             self.leases_next,
             self.numbers_next,
-            self.counts,
+            dict(self.counts),
             partitions,
             list(leases.values()),
             list(self.dead.values()),
@@ -471,6 +487,7 @@ _APPLY: dict[type, Callable[[GroupState, Any], None]] = {
     Dropped: GroupState._dropped,
     Specified: GroupState._specified,
     Redriven: GroupState._redriven,
+    Located: GroupState._located,
 }
 
 

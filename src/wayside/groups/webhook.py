@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
@@ -19,11 +19,11 @@ from urllib.parse import quote
 import msgspec
 import structlog
 
-from wayside.core.callbacks import report
+from wayside.core.callbacks import Done, report
 from wayside.core.clock import Clock
 from wayside.core.errors import Refusal
+from wayside.groups.events import GroupSpec
 from wayside.groups.group import Group
-from wayside.groups.registry import Groups
 from wayside.groups.state import Member
 from wayside.link.frames import Ack, Extend, Nack, Part, Settlement
 from wayside.webhooks.post import Answer, Transport, Unreachable, target_of
@@ -43,26 +43,31 @@ _log = structlog.get_logger("wayside.groups")
 
 
 class GroupPush:
-    """The webhooks of all groups. ``transport`` makes one attempt, in a thread."""
+    """The webhooks of all groups. ``put`` gives a group other settings; ``transport`` makes one attempt, in a thread."""
 
     def __init__(
-        self, groups: Groups, clock: Clock, *, secrets: Sequence[str], allow_private: bool, transport: Transport
+        self,
+        clock: Clock,
+        put: Callable[[str, GroupSpec, Done], None],
+        *,
+        secrets: Sequence[str],
+        allow_private: bool,
+        transport: Transport,
     ) -> None:
-        self._groups = groups
         self._clock = clock
+        self._put = put
         self._secrets = tuple(secrets)
         self._allow_private = allow_private
-        self._transport = transport
+        self.transport = transport
         self._threads = ThreadPoolExecutor(THREADS_MAX, "wayside-group-push")
         self._receivers: dict[str, _Receiver] = {}
         self.stopped = False
-        groups.check_webhook = self._check
-        groups.on_specified = self._specified
 
-    def _check(self, url: str) -> None:
+    def check(self, url: str) -> None:
+        """Raise :class:`BadRequest` for a URL that is not pushed to."""
         target_of(url, allow_private=self._allow_private)
 
-    def _specified(self, group: Group) -> None:
+    def specified(self, group: Group) -> None:
         """A group is new, has changed, or is no more."""
         spec = group.spec
         known = self._receivers.get(group.name)
@@ -85,11 +90,11 @@ class GroupPush:
         """The receiver wants no more."""
         _log.warning("webhook-disabled", group=group.name, url=group.spec.webhook, reason=reason)
         spec = msgspec.structs.replace(group.spec, webhook_disabled=reason)
-        self._groups.put(group.name, spec, lambda _result: None)
+        self._put(group.name, spec, lambda _result: None)
 
     def post(self, url: str, headers: Mapping[str, str], body: bytes) -> asyncio.Future[Answer]:
         loop = asyncio.get_running_loop()
-        return loop.run_in_executor(self._threads, self._transport, url, headers, body)
+        return loop.run_in_executor(self._threads, self.transport, url, headers, body)
 
     def headers(self, group: Group, part: Part, index: int) -> dict[str, str]:
         """Those of one attempt."""

@@ -146,10 +146,19 @@ class StreamView(Protocol):
     deleted: bool
     version: object
     """Replaced whenever anything a reader could see has changed."""
+    limits: Limits
     readers: int
     """Followers that it has now."""
     on_unread: Callable[[], None] | None
     """Called each time that the last of them has gone."""
+
+    def cohort(self, encoding: Encoding, pattern: str, tally: Any) -> Any:
+        """Those who follow it at its tail with one encoding: what writes to all of them."""
+        ...
+
+    def records_after(self, position: int) -> int:
+        """How many records come after a position, about where some are not in memory and positions have gaps."""
+        ...
 
     def offset(self, position: int) -> Offset: ...
 
@@ -190,10 +199,11 @@ class Log(Protocol):
         """Append; ``done`` gets :class:`Appended` after the commit, or an exception."""
         ...
 
-    def append_all(self, appends: Sequence[tuple[str, Append]], done: Done, *, in_line: bool = False) -> None:
+    def append_all(self, appends: Sequence[tuple[str, Append]], done: Done, *, in_line: bool = False) -> bool:
         """Append records (and nothing else) to several streams in one transaction, all of them or none: as atomic as the
         least durable of them. ``done`` gets a list of :class:`Appended`, or an exception. ``in_line``: not
-        before appends to the same streams that wait for something."""
+        before appends to the same streams that wait for something. Returns whether it waits itself, as for message ids
+        that are read from the disk: then later appends to the same streams may come before it."""
         ...
 
     def trim(self, path: str, position: int) -> None:

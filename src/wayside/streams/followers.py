@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from wayside.core.callbacks import guarded
 from wayside.core.errors import Overloaded, Refusal
 from wayside.core.records import Batch
-from wayside.streams.contract import Encoding, Sink
-
-if TYPE_CHECKING:
-    from wayside.storage.embedded.stream import Stream
-
+from wayside.streams.contract import Encoding, Sink, StreamView
 
 PACE = 0.25
 """A cohort rests for this part of the time that its last frame took to write, so that records that come meanwhile
@@ -76,7 +72,7 @@ class Cohort:
         "told_end",
     )
 
-    def __init__(self, stream: Stream, encoding: Encoding, pattern: str, tally: Tally) -> None:
+    def __init__(self, stream: StreamView, encoding: Encoding, pattern: str, tally: Tally) -> None:
         self.stream = stream
         self.encoding = encoding
         self.pattern = pattern
@@ -223,14 +219,32 @@ def _first(batches: list[Batch], count: int) -> list[Batch]:
     return result
 
 
+class Choice(Protocol):
+    """What a follower with a delivery policy is given of what it reads by itself."""
+
+    settles: bool
+    """Whether the follower joins a cohort when it is at the tail."""
+
+    def start(self) -> None: ...
+
+    def pump(self) -> None:
+        """Go on reading and writing."""
+        ...
+
+    def left(self) -> None:
+        """The follower has left its cohort."""
+        ...
+
+    def stop(self) -> None: ...
+
+
 class Follower:
     """One reader that waits for more. ``position`` is where it stands while it is not in a cohort."""
 
     __slots__ = (
         "__weakref__",
-        "_announced",
-        "_reading",
-        "_told_end",
+        "announced",
+        "choice",
         "cohort",
         "credit",
         "done",
@@ -238,15 +252,17 @@ class Follower:
         "ended",
         "pattern",
         "position",
+        "reading",
         "sink",
         "stream",
         "tally",
+        "told_end",
         "until",
     )
 
     def __init__(
         self,
-        stream: Stream,
+        stream: StreamView,
         position: int,
         encoding: Encoding,
         sink: Sink,
@@ -256,6 +272,7 @@ class Follower:
         until: int | None = None,
         credit: int | None = None,
         ended: Callable[[], None] | None = None,
+        choice: Callable[[Follower], Choice] | None = None,
     ) -> None:
         self.stream = stream
         self.position = position
@@ -268,11 +285,15 @@ class Follower:
         self.ended = ended
         self.cohort: Cohort | None = None
         self.done = False
-        self._reading = False
-        self._announced = False
-        self._told_end = False
+        self.reading = False
+        self.announced = False
+        self.told_end = False
+        self.choice = choice(self) if choice is not None else None
+        """What a delivery policy makes of what it reads; None: it is given everything."""
 
     def start(self) -> None:
+        if self.choice is not None:
+            self.choice.start()
         self.tally.followers[self.pattern] = self.tally.followers.get(self.pattern, 0) + 1
         self.tally.behind.add(self)
         self.stream.readers += 1
@@ -292,22 +313,29 @@ class Follower:
             self.pump()
 
     def pump(self) -> None:
-        """Read, encode and write until the tail, the buffer, or the credit stops it."""
+        """Go on until the tail, the buffer, or the credit stops it."""
+        if self.choice is not None:
+            self.choice.pump()
+        else:
+            self.read_on()
+
+    def read_on(self) -> None:
+        """Read, encode and write everything until the tail, the buffer, or the credit stops it."""
         stream = self.stream
-        while not (self.done or self._reading or self.sink.paused or self.cohort is not None):
+        while not (self.done or self.reading or self.sink.paused or self.cohort is not None):
             end = stream.tail if self.until is None else self.until
             if self.position >= end:
-                self._reach_end()
+                self.reach_end()
                 return
             if self.credit is not None and self.credit <= 0:
                 return
             try:
                 batches = stream.read_nowait(self.position, stream.limits.read_bytes_max)
             except Exception as error:  # the reader is told, the others go on
-                self._fail(error)
+                self.fail(error)
                 return
             if batches is None:
-                self._reading = True
+                self.reading = True
                 task = asyncio.get_running_loop().create_task(self._read())
                 self.tally.tasks.add(task)
                 task.add_done_callback(self.tally.tasks.discard)
@@ -318,11 +346,11 @@ class Follower:
         try:
             batches = await self.stream.read(self.position, self.stream.limits.read_bytes_max)
         except Exception as error:
-            self._reading = False
+            self.reading = False
             if not self.done:
-                self._fail(error)
+                self.fail(error)
             return
-        self._reading = False
+        self.reading = False
         if not self.done:
             self._give(batches)
             self.pump()
@@ -338,8 +366,8 @@ class Follower:
             batches = _first(batches, count)
             limit = batches[-1].end
         self.position = limit
-        self._announced = count > 0 and limit == self.stream.tail
-        self._told_end = self._announced and self.stream.closed
+        self.announced = count > 0 and limit == self.stream.tail
+        self.told_end = self.announced and self.stream.closed
         if not count:  # all of them have expired
             return
         if self.credit is not None:
@@ -347,23 +375,24 @@ class Follower:
         self.sink.write(self.encoding.encode(self.stream, batches))
         self.tally.delivered(self.pattern, count)
 
-    def _reach_end(self) -> None:
+    def reach_end(self) -> None:
         stream = self.stream
         if self.until is not None:
             self.finish("complete")
         elif stream.closed or stream.deleted:
             self.finish("deleted" if stream.deleted else "closed")
         else:
-            if not self._announced:
-                self._announced = True
+            if not self.announced:
+                self.announced = True
                 frame = self.encoding.caught_up(stream, self.position)
                 if frame is not None:
                     self.sink.write(frame)
                     if self.sink.paused or self.done:
                         return
-            self._settle()
+            if self.choice is None or self.choice.settles:
+                self.settle()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """It stands at the tail, and has been told so."""
         self.stream.cohort(self.encoding, self.pattern, self.tally).join(self)
 
@@ -381,10 +410,12 @@ class Follower:
         """Out of the cohort, standing where it stands."""
         if self.cohort is not None:
             self.position = self.cohort.position
-            self._announced = True
-            self._told_end = self.cohort.told_end
+            self.announced = True
+            self.told_end = self.cohort.told_end
             self.cohort.remove(self)
             self.tally.behind.add(self)
+            if self.choice is not None:
+                self.choice.left()
 
     def finish(self, reason: str) -> None:
         """Write the last frame and let the sink end: ``closed``, ``deleted``, ``complete``, ``drain``, ``expired``,
@@ -392,7 +423,7 @@ class Follower:
         if self.done:
             return
         self.leave()
-        frame = self.encoding.end(self.stream, self.position, reason, self._told_end)
+        frame = self.encoding.end(self.stream, self.position, reason, self.told_end)
         self.stop()
         if frame is not None:
             self.sink.write(frame)
@@ -404,7 +435,7 @@ class Follower:
         if self.until is None:
             self.finish("drain")
         else:
-            self._fail(Overloaded("The hub was closed before all was read. Read on when it is back.", code="closing"))
+            self.fail(Overloaded("The hub was closed before all was read. Read on when it is back.", code="closing"))
 
     def stop(self) -> None:
         """Forget this follower, without a word to its reader."""
@@ -413,6 +444,8 @@ class Follower:
         self.done = True
         if self.cohort is not None:
             self.cohort.remove(self)
+        if self.choice is not None:
+            self.choice.stop()
         self.tally.behind.discard(self)
         self.tally.followers[self.pattern] -= 1
         self.stream.readers -= 1
@@ -421,6 +454,6 @@ class Follower:
         if self.ended is not None:
             guarded(self.ended)
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
         self.stop()
         self.sink.abort(error)

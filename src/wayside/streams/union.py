@@ -1,7 +1,7 @@
 """All streams that a glob matches, read as one: a union. Its records are those streams' own, each in an envelope.
 
 Nothing is copied. The order in which they came is kept in an *index*, a stream at ``__index/GLOB``: each of its records
-is an :class:`Entry`, references to runs of records. A position in a union is the number of records before it, so that
+is an :class:`IndexEntry`, references to runs of records. A position in a union is the number of records before it, so that
 followers, cursors and credit are those of any stream. A reference is committed before what it refers to is given to
 anybody: a cursor that was given out means the same after a crash.
 
@@ -20,12 +20,13 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from wayside.core.callbacks import Done, asked, guarded, report
 from wayside.core.clock import Clock
+from wayside.core.engine import END, Head
 from wayside.core.errors import Gone, NotFound, Overloaded
 from wayside.core.globs import Glob
 from wayside.core.records import (
@@ -41,10 +42,9 @@ from wayside.core.records import (
     Offset,
     StreamConfig,
 )
-from wayside.storage.embedded.stream import Stream
-from wayside.storage.embedded.tables import END, StreamRow
 from wayside.streams.contract import Log, StreamView
 from wayside.streams.followers import Tally
+from wayside.streams.stream import Stream
 
 __all__ = ["Unwrapped", "unwrap", "wrap"]
 
@@ -133,7 +133,7 @@ class Reference(NamedTuple):
     length: int
 
 
-class Entry(msgspec.Struct, omit_defaults=True):
+class IndexEntry(msgspec.Struct, omit_defaults=True):
     """A record of the index. ``at`` is the union's position of the first record that it refers to."""
 
     at: int
@@ -145,37 +145,7 @@ class Entry(msgspec.Struct, omit_defaults=True):
 
 
 encode = msgspec.json.Encoder().encode
-decode = msgspec.json.Decoder(Entry).decode
-
-
-class View(Stream):
-    """A union as a stream, with records that are made when they are read."""
-
-    __slots__ = ("first_epoch", "moved")
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.first_epoch = self.sid
-        self.moved = 0
-        """Offsets of earlier epochs still mean the same from this position on."""
-        self.sealed = END  # nothing has to stay in memory
-
-    def resolve(self, offset: Offset) -> int:
-        epoch = self.lineage[0][1]
-        if self.first_epoch <= offset.epoch < epoch:
-            if offset.position < self.moved:
-                raise self._not_here(offset, "offset-expired", "is before what is retained in this order")
-            offset = Offset(epoch, offset.position)
-        return super().resolve(offset)
-
-    def _cut(self, count: int, dropped: int) -> None:
-        super()._cut(count, dropped)
-        if self.batches:  # what has expired is no batch: where the last one ended there may be none
-            self.cache_from = self.batches[0].position
-
-    async def read(self, position: int, bytes_max: int) -> list[Batch]:
-        found = self.read_nowait(position, bytes_max)
-        return found if found is not None else await self._later(self, position, bytes_max)
+decode = msgspec.json.Decoder(IndexEntry).decode
 
 
 def reached(stream: StreamView, epoch: int, position: int) -> int | None:
@@ -207,10 +177,10 @@ def enveloped(stream: StreamView, batches: list[Batch], ref: Reference, at: int,
     return result
 
 
-def entries_of(at: int, refs: list[Reference]) -> list[Entry]:
-    entries: list[Entry] = []
+def entries_of(at: int, refs: list[Reference]) -> list[IndexEntry]:
+    entries: list[IndexEntry] = []
     for start in range(0, len(refs), REFERENCES_MAX):
-        entries.append(Entry(at, refs[start : start + REFERENCES_MAX]))
+        entries.append(IndexEntry(at, refs[start : start + REFERENCES_MAX]))
         at += sum([ref.length for ref in entries[-1].refs])
     return entries
 
@@ -233,7 +203,7 @@ class Union:
 
     def __init__(self, glob: Glob, log: Log, clock: Clock, tally: Tally, over: Callable[[], None]) -> None:
         self.glob = glob
-        self.view: View | None = None
+        self.view: Stream | None = None
         self.after: list[Done] = []
         """Who wants to use it and came when it had ended, before what it wrote was committed."""
         self._log = log
@@ -252,7 +222,7 @@ class Union:
         self._limit = INDEX_BYTES_MAX
         self._ats, self._places = array("q"), array("q")
         """Of each entry, in order: the union's position where it begins, and its own in the index."""
-        self._entries: OrderedDict[int, Entry] = OrderedDict()
+        self._entries: OrderedDict[int, IndexEntry] = OrderedDict()
         self._fresh: list[Reference] = []
         self._committed: list[Reference] = []
         """Not shown yet."""
@@ -262,6 +232,8 @@ class Union:
         """Appends to the index that are not committed yet."""
         self._loaded = self._ended = self._compacting = False
         self._used = 0.0
+        self._moved = 0
+        """Offsets of earlier epochs still mean the same from this position on."""
         self._loop = asyncio.get_running_loop()
         self._unwatch = log.watch(glob, self._told)
         self._timer = self._loop.call_later(LINGER_S, self._rest)
@@ -338,7 +310,7 @@ class Union:
         if index.config.durability is Durability.MEMORY:
             self._overhead = BATCH_COST + RECORD_COST
         at = index.start
-        summary: list[tuple[Entry, int]] = []
+        summary: list[tuple[IndexEntry, int]] = []
         while at < index.tail:
             for batch in await index.read(at, self._log.limits.read_bytes_max):
                 for place, record in enumerate(batch.records, batch.position):
@@ -368,13 +340,25 @@ class Union:
             await asked(partial(self._log.create, self._path, Create(config, frozenset({"content_type"}))))
             return self._log.find(self._path)
 
-    def _new_view(self, index: StreamView) -> View:
+    def _new_view(self, index: StreamView) -> Stream:
         config = StreamConfig(content_type=JSON, durability=Durability.MEMORY)
         epoch = index.lineage[0][1]
-        row = StreamRow(epoch, self.glob.text, config, [(0, epoch)])
-        return View(row, limits=self._log.limits, clock=self._clock, later=self._read)
+        row = Head(epoch, self.glob.text, config, [(0, epoch)])
+        view = Stream(row, limits=self._log.limits, clock=self._clock, later=self._read)
+        view.sealed = END  # nothing has to stay in memory
+        view.translate = partial(self._translate, view)
+        return view
 
-    def _remember(self, entry: Entry, size: int) -> None:
+    def _translate(self, view: Stream, offset: Offset) -> Offset:
+        """Offsets of earlier epochs still mean the same where the order was kept."""
+        epoch = view.lineage[0][1]
+        if not view.sid <= offset.epoch < epoch:
+            return offset
+        if offset.position < self._moved:
+            raise view.not_here(offset, "offset-expired", "is before what is retained in this order")
+        return Offset(epoch, offset.position)
+
+    def _remember(self, entry: IndexEntry, size: int) -> None:
         """Learn from an entry that is loaded."""
         self._size += size + self._overhead
         for path, epoch, position, length in entry.refs:
@@ -383,7 +367,7 @@ class Union:
         if not entry.before:
             self._next = entry.at + sum([ref.length for ref in entry.refs])
 
-    def _place(self, entry: Entry, place: int) -> None:
+    def _place(self, entry: IndexEntry, place: int) -> None:
         self._ats.append(entry.at)
         self._places.append(place)
 
@@ -458,7 +442,7 @@ class Union:
         if self._ended and not self._on_way:
             self._over()
 
-    def _written(self, entries: list[Entry], records: list[bytes], result: Appended | Exception) -> None:
+    def _written(self, entries: list[IndexEntry], records: list[bytes], result: Appended | Exception) -> None:
         if self._ended:
             return
         if isinstance(result, Exception):
@@ -557,7 +541,7 @@ class Union:
         after = at + (gone_to - ref.position if gone_to < end else ref.length)
         return enveloped(stream, found, ref, at, end), after
 
-    async def _entry(self, place: int) -> Entry:
+    async def _entry(self, place: int) -> IndexEntry:
         entry = self._entries.get(place)
         if entry is None:
             batches = await self._log.find(self._path).read(place, 1)
@@ -586,7 +570,7 @@ class Union:
         refs = await self._everything_before(view, before)
         first = before - sum([ref.length for ref in refs])
         assert first >= 0, "each record was referred to once"
-        entries = entries_of(first, refs) or [Entry(before, [])]
+        entries = entries_of(first, refs) or [IndexEntry(before, [])]
         for entry in entries:
             entry.before, entry.epoch = before, view.lineage[0][1] + 1
         records = [encode(entry) for entry in entries]
@@ -602,7 +586,7 @@ class Union:
         )
         self._log.trim(self._path, place)
 
-    async def _everything_before(self, view: View, before: int) -> list[Reference]:
+    async def _everything_before(self, view: Stream, before: int) -> list[Reference]:
         """What the streams still have of what came before a position of the union."""
         known, upto = dict(self._known), self._next
         tails = {tail.path: tail for tail in self._log.tails(self.glob)}
@@ -625,7 +609,7 @@ class Union:
             if path in starts and position > starts[path]
         ]
 
-    def _summarise(self, view: View, summary: list[tuple[Entry, int]]) -> None:
+    def _summarise(self, view: Stream, summary: list[tuple[IndexEntry, int]]) -> None:
         """Let ``summary``, entries and their places, stand for everything before the position that they name."""
         before, epoch = summary[0][0].before, summary[0][0].epoch
         kept = [(entry.at, place) for entry, place in summary if entry.refs]
@@ -633,7 +617,7 @@ class Union:
         self._ats = array("q", [at for at, _ in kept]) + self._ats[cut:]
         self._places = array("q", [place for _, place in kept]) + self._places[cut:]
         self._entries.clear()
-        view.moved = before
+        self._moved = before
         view.lineage = [(0, epoch)]
         view.start = kept[0][0] if kept else before
         view.drop_cache(before)

@@ -29,6 +29,10 @@ class ManualClock:
         """Let ``seconds`` pass."""
         self._passed += seconds
 
+    def jump(self, seconds: float) -> None:
+        """Set the wall clock forward, or back; the other goes on as if nothing had happened."""
+        self._start_ms += round(seconds * 1000)
+
     def advance_to(self, monotonic: float) -> None:
         """Let time pass until ``monotonic``; none where that is past."""
         self._passed = max(self._passed, monotonic - 1000.0)

@@ -20,6 +20,7 @@ from wayside.client.connection import Channels
 from wayside.client.member import Pace
 from wayside.core.limits import Limits
 from wayside.hub import Hub
+from wayside.storage.embedded.engine import EmbeddedEngine
 from wayside.testing.clock import ManualClock
 from wayside.testing.points import Handlers, Place, Reached, pointed
 from wayside.testing.workers import Link, TestWorker
@@ -128,7 +129,7 @@ class TestHub:
     async def _start(self) -> None:
         """Start the hub on what is in the directory, and have everybody connect."""
         hub = self.hub
-        store = hub.log.store
+        store = hub.log.engine.store if isinstance(hub.log.engine, EmbeddedEngine) else None
         for name in ("commit", "maintain") if store is not None else ():
             setattr(store, name, self._whole(getattr(store, name)))  # no copy is ever taken in the middle of either
         if store is not None:
@@ -253,9 +254,8 @@ class TestHub:
                 quiet += 1
                 continue
             log = self.hub.log
-            if log._readers is not None:
-                await self.loop.run_in_executor(log._readers, int)  # behind what is being read
-            disk = not log._commits.idle
+            await log.quiet()
+            disk = not log.idle
             if not disk and seen == self._disk and not (patience and patience.left > 0 and self._threads()):
                 quiet += 1
                 continue

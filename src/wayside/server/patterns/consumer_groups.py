@@ -19,7 +19,8 @@ from wayside.core.globs import Glob
 from wayside.core.metadata import Said
 from wayside.core.records import Meta, Offset, StreamConfig, require_public
 from wayside.groups.events import DeadLetter, GroupSpec
-from wayside.groups.group import Group, identity_of
+from wayside.groups.group import Group
+from wayside.groups.reading import identity_of
 from wayside.groups.registry import Groups
 from wayside.groups.state import Member
 from wayside.link.frames import Ack, Extend, Nack, Part, Publish, Settled, Settlement
@@ -173,8 +174,13 @@ def dead(exchange: Exchange, groups: Groups, name: str) -> None:
     group = groups.group(name)
     limit = limit_of(exchange.request)
     only = _paths(exchange.request.one("stream") or [])
-    letters = [letter for letter in reversed(group.journal.state.dead.values()) if only(letter.path)]
-    _answer(exchange, {"dead": [_letter(groups, group, letter) for letter in letters[:limit]], "found": len(letters)})
+
+    def tell(_failed: object) -> None:
+        letters = [letter for letter in reversed(group.journal.state.dead.values()) if only(letter.path)]
+        found = [_letter(groups, group, letter) for letter in letters[:limit]]
+        _answer(exchange, {"dead": found, "found": len(letters)})
+
+    group.journal.then(tell)  # before that it is not known where the letters are of those that die now
 
 
 def _letter(groups: Groups, group: Group, letter: DeadLetter) -> dict[str, Any]:

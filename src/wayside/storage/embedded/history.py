@@ -14,18 +14,15 @@ from typing import Any
 
 import apsw
 
+from wayside.core.engine import END, AppendState, Head, offset_in
 from wayside.core.errors import DamagedStore
 from wayside.core.records import Batch, StreamTail
 from wayside.storage.embedded.files import open_database
 from wayside.storage.embedded.tables import (
     COLUMNS,
-    END,
-    State,
-    StreamRow,
     chunk_crc,
     decode_config,
     metas_of,
-    offset_in,
     unpack,
     unpack_metas,
     unpack_sizes,
@@ -115,14 +112,14 @@ class History:
                         found.append((meta.id, position + index + 1, at_ms))
         return found
 
-    def find(self, path: str) -> StreamRow | None:
+    def find(self, path: str) -> Head | None:
         """The stream at ``path``."""
         return self._find("path=?", path)
 
-    def find_sid(self, sid: int) -> StreamRow | None:
+    def find_sid(self, sid: int) -> Head | None:
         return self._find("sid=?", sid)
 
-    def _find(self, where: str, value: str | int) -> StreamRow | None:
+    def _find(self, where: str, value: str | int) -> Head | None:
         with self._translated():
             found: Any = self._streams.execute(f"SELECT {COLUMNS} FROM stream WHERE {where}", (value,)).fetchone()
             if found is None:
@@ -140,7 +137,7 @@ class History:
                 (sid, start),
             ).fetchone()
             by = json.loads(closed_by) if closed_by else None
-            return StreamRow(
+            return Head(
                 sid=sid,
                 path=path,
                 config=decode_config(config),
@@ -148,7 +145,7 @@ class History:
                 start=start,
                 tail=max(tail, totals[1]),
                 size=totals[0] - self._bytes_before(sid, start),
-                state=State(bool(closed), tuple(by) if by else None, seq, producers),
+                state=AppendState(bool(closed), tuple(by) if by else None, seq, producers),
                 expires_ms=expires_ms,
                 source=source,
                 fork=tuple(json.loads(fork)) if fork else None,

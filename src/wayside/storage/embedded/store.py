@@ -20,6 +20,7 @@ from pathlib import Path
 import apsw
 from zlib_ng.zlib_ng import crc32
 
+from wayside.core.engine import AppendState, Committed, DeleteStream, Put, TrimStream, Unit
 from wayside.core.errors import DamagedStore, Refusal, StoreFailed, StoreFull, StoreUnusable
 from wayside.core.records import Batch, runs
 from wayside.storage.embedded.files import (
@@ -42,13 +43,7 @@ from wayside.storage.embedded.tables import (
     FORMAT,
     SCHEMA,
     UPGRADES,
-    Committed,
-    DeleteStream,
     Entry,
-    Put,
-    State,
-    TrimStream,
-    Unit,
     apply,
     decode_config,
     decode_entries,
@@ -61,6 +56,8 @@ from wayside.storage.embedded.tables import (
     write_state,
 )
 
+CHUNK_BYTES_MIN = 4096
+"""Of a stream that keeps little: a chunk is not too large a part of that."""
 CHUNK_RECORDS = 65_536
 """Records of a chunk row: their lengths are read with it."""
 JOURNAL_BYTES_MAX = 16 * 1024 * 1024
@@ -204,10 +201,23 @@ class Store:
                     batches.setdefault(entry.sid, [])
         return batches
 
-    def journalled_states(self, sid: int) -> list[State]:
+    def journalled_states(self, sid: int) -> list[AppendState]:
         """What appends that are still in the journal changed in a stream beside its records, oldest first."""
         unsealed = self._unsealed.get(sid)
         return [entry.state for entry in unsealed.entries if entry.state] if unsealed else []
+
+    def journalled(self, sid: int) -> tuple[list[Batch], list[AppendState]]:
+        """What the journal has of a stream, and no chunk row: records, and what changed beside them, oldest first. On the
+        writer's thread."""
+        unsealed = self._unsealed.get(sid)
+        if unsealed is None:
+            return [], []
+        batches = [
+            unpack(entry.position, entry.time_ms, entry.sizes, entry.data, unsealed.separator, meta=entry.meta)
+            for entry in unsealed.entries
+            if entry.count
+        ]
+        return batches, self.journalled_states(sid)
 
     def _journal_ends(self) -> dict[int, int]:
         """The position after the last record that a stream has in the journal."""
@@ -278,7 +288,7 @@ class Store:
             size += waiting.size
         if new is not None:
             size += fill[sid]
-        if put.records and size < put.chunk_bytes:
+        if put.records and size < min(CHUNK_BYTES, max(CHUNK_BYTES_MIN, put.keep_bytes // 8)):
             data = put.separator.join(put.records)
             entry = Entry(sid, put.position, put.time_ms, pack_sizes(put.records), data, put.state, put.meta)
             if new is None:
@@ -330,7 +340,7 @@ class Store:
         sizes = [entry.sizes for entry in unsealed.entries]
         parts = [entry.data for entry in unsealed.entries if entry.count]
         more: list[list[bytes]] = []
-        state = State()
+        state = AppendState()
         for entry in unsealed.entries:
             if entry.state:
                 state = state.merge(entry.state)
@@ -356,7 +366,7 @@ class Store:
                 meta = pack_metas(metas, position, len(packed) // 4) if metas else None
                 write_chunk(self._writer, sid, position, time_ms, packed, data, len(separator), meta)
                 position += len(packed) // 4
-        if state != State():
+        if state != AppendState():
             write_state(self._writer, sid, state)
 
     def _write_pieces(self, put: Put) -> None:

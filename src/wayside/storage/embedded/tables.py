@@ -7,36 +7,27 @@ import json
 import sys
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import apsw
 import msgspec
 from zlib_ng.zlib_ng import crc32
 
-from wayside.core.records import Batch, Meta, Offset, Spool, StreamConfig, cost_of, metas_between
+from wayside.core.engine import (
+    END,
+    FORGOTTEN,
+    AppendState,
+    CreateStream,
+    DeleteStream,
+    Operation,
+    Put,
+    TouchStream,
+    TrimStream,
+)
+from wayside.core.records import Batch, Meta, StreamConfig, cost_of, metas_between
 
-FORGOTTEN = (-1, -1, 0)
 CHUNK_BYTES = 256 * 1024
 """A chunk row. Large enough that reading runs at the speed of memory, small enough to be one step of a follower."""
-
-
-class State(msgspec.Struct, array_like=True, omit_defaults=False, gc=False):
-    """What appends change in a stream beside its records; the newest wins."""
-
-    closed: bool = False
-    closed_by: tuple[str, int, int] | None = None
-    seq: str | None = None
-    producers: dict[str, tuple[int, int, int]] = {}
-    """Producer id to epoch, seq, wall-clock milliseconds; to ``FORGOTTEN`` where it gave way to another."""
-
-    def merge(self, newer: State) -> State:
-        return State(
-            self.closed or newer.closed,
-            newer.closed_by or self.closed_by,
-            newer.seq if newer.seq is not None else self.seq,
-            self.producers | newer.producers,
-        )
 
 
 class Entry(msgspec.Struct, array_like=True, gc=False):
@@ -47,7 +38,7 @@ class Entry(msgspec.Struct, array_like=True, gc=False):
     time_ms: int
     sizes: bytes
     data: bytes
-    state: State | None = None
+    state: AppendState | None = None
     meta: dict[int, Meta] | None = None
 
     @property
@@ -58,108 +49,6 @@ class Entry(msgspec.Struct, array_like=True, gc=False):
     def weight(self) -> int:
         """Bytes of its records and of what is known beside them."""
         return len(self.data) if self.meta is None else len(self.data) + cost_of(self.meta)
-
-
-class Put(msgspec.Struct, gc=False):
-    """An append on its way to the disk: ``records``, or ``pieces`` of a spool."""
-
-    sid: int
-    position: int
-    time_ms: int
-    records: list[bytes]
-    size: int
-    separator: bytes
-    chunk_bytes: int
-    """Fill at which the stream's journalled records become a chunk row."""
-    state: State | None = None
-    spool: Spool | None = None
-    pieces: Sequence[tuple[int, int]] = ()
-    meta: dict[int, Meta] | None = None
-
-    @property
-    def weight(self) -> int:
-        """Bytes of its records and of what is known beside them."""
-        return self.size if self.meta is None else self.size + cost_of(self.meta)
-
-    @property
-    def end(self) -> int:
-        return self.position + (len(self.pieces) if self.spool else len(self.records))
-
-
-def offset_in(lineage: list[tuple[int, int]], position: int) -> Offset:
-    """The token for a position of a stream: in the epoch in which the record before it was written."""
-    for first, epoch in reversed(lineage):
-        if first < position:
-            return Offset(epoch, position)
-    return Offset(lineage[0][1], position)
-
-
-@dataclass(slots=True)
-class StreamRow:
-    """A stream as the store has it."""
-
-    sid: int
-    path: str
-    config: StreamConfig
-    lineage: list[tuple[int, int]]
-    """(first position, epoch) of every life that the positions come from, oldest first."""
-    start: int = 0
-    tail: int = 0
-    size: int = 0
-    state: State = field(default_factory=State)
-    expires_ms: int | None = None
-    source: int | None = None
-    """``sid`` of the stream it was forked from."""
-    fork: tuple[str, str | None, int] | None = None
-    """The fork as it was asked for: source path, offset, sub-offset."""
-    gone: bool = False
-    """Soft-deleted: kept for its forks only."""
-
-
-@dataclass(slots=True)
-class CreateStream:
-    row: StreamRow
-
-
-@dataclass(slots=True)
-class DeleteStream:
-    sid: int
-    soft: bool
-
-
-@dataclass(slots=True)
-class TrimStream:
-    """Everything before ``start`` is no longer retained."""
-
-    sid: int
-    start: int
-
-
-@dataclass(slots=True)
-class TouchStream:
-    sid: int
-    expires_ms: int
-
-
-Operation = CreateStream | DeleteStream | TrimStream | TouchStream
-
-
-@dataclass(slots=True)
-class Unit:
-    """One transaction: operations in order, then puts in order."""
-
-    operations: list[Operation] = field(default_factory=list)
-    puts: list[Put] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.operations or self.puts)
-
-
-@dataclass(slots=True)
-class Committed:
-    """What a commit did beside writing: ``sealed`` maps a sid to the position up to which chunk rows hold it."""
-
-    sealed: dict[int, int] = field(default_factory=dict)
 
 
 def pack_sizes(records: list[bytes]) -> bytes:
@@ -261,8 +150,6 @@ decode_entries = msgspec.msgpack.Decoder(list[Entry]).decode
 FORMAT = 2
 UPGRADES = {1: "ALTER TABLE chunk ADD COLUMN meta BLOB"}
 """What makes a store of each earlier format one of the next."""
-END = (1 << 62) - 1
-"""After every position."""
 COLUMNS = "sid, path, config, lineage, start, tail, closed, closed_by, seq, expires_ms, source, fork, gone"
 
 SCHEMA = """
@@ -349,7 +236,7 @@ def write_chunk(
     c.execute("UPDATE stream SET tail=? WHERE sid=?", (position + count, sid))
 
 
-def write_state(c: apsw.Connection, sid: int, state: State) -> None:
+def write_state(c: apsw.Connection, sid: int, state: AppendState) -> None:
     """What a stream knows beside its records."""
     c.execute(
         "UPDATE stream SET closed=max(closed, ?), closed_by=coalesce(?, closed_by), seq=coalesce(?, seq) WHERE sid=?",

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from wayside.core.clock import Clock
+from wayside.core.engine import END, TouchStream, TrimStream
 from wayside.core.errors import DamagedStore
-from wayside.core.records import Durability
-from wayside.storage.embedded.catalog import Directory
-from wayside.storage.embedded.commit import Commits
-from wayside.storage.embedded.stream import Stream
-from wayside.storage.embedded.tables import END, TouchStream, TrimStream
+from wayside.streams.catalog import Directory
+from wayside.streams.commit import Commits
+from wayside.streams.stream import Stream
 
 SWEEP_S = 1.0
 AGE_SWEEPS = 10
@@ -53,6 +52,8 @@ class Upkeep:
         self._aged: list[str] = []
         """Paths that retention by age has still to look at."""
         self._timer: asyncio.TimerHandle | None = None
+        self.on_trim: Callable[[Stream], None] | None = None
+        """Has an engine that is waited for know where a stream begins; None: it cannot let go of a beginning."""
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = loop.call_later(SWEEP_S, self._sweep)
@@ -89,7 +90,7 @@ class Upkeep:
         directory = self._directory
         limits = directory.limits
         held = stream.cached_bytes if stream.kept_by_cost else stream.size
-        if held > stream.keep_bytes:
+        if held > stream.keep_bytes and not (stream.awaited and self.on_trim is None):
             self._retain(stream, drop_bytes=held - stream.keep_bytes)
         if stream.cached_bytes > limits.stream_cache_bytes_max and not stream.memory:
             directory.charge(stream, -stream.trim_cache(limits.stream_cache_bytes_max))
@@ -99,6 +100,8 @@ class Upkeep:
 
     def trim(self, stream: Stream, position: int) -> None:
         """Let the records before ``position`` go, as far as whole chunks and batches are before it."""
+        if stream.awaited and self.on_trim is None:
+            return
         self._retain(stream, drop_bytes=max(stream.size, stream.cached_bytes), upto=min(position, stream.tail))
 
     def _retain(self, stream: Stream, *, drop_bytes: int = 0, before_ms: int = 0, upto: int = END) -> None:
@@ -110,7 +113,8 @@ class Upkeep:
         if upto <= start:
             return
         if start < stream.cache_from:
-            assert self._directory.history is not None
+            if self._directory.history is None:
+                return
             try:
                 start, dropped = self._directory.history.start_after(
                     stream.sid, start, drop_bytes=drop_bytes, before_ms=before_ms, upto=upto
@@ -143,7 +147,10 @@ class Upkeep:
 
     def _trim(self, stream: Stream) -> None:
         """Have the disk know where a stream begins; tried again later if it cannot be told now."""
-        if not stream.memory:
+        if stream.awaited:
+            if self.on_trim is not None:
+                self.on_trim(stream)
+        elif not stream.memory:
             self._commits.operate(TrimStream(stream.sid, stream.start), partial(self._untold.add, stream))
 
     def _tell(self) -> None:
@@ -217,7 +224,7 @@ class Upkeep:
 
     def _store_deadline(self, stream: Stream) -> None:
         """A window that slid on must not have ended after a restart."""
-        if stream.deadline_ms != stream.stored_deadline_ms and stream.config.durability is not Durability.MEMORY:
+        if stream.deadline_ms != stream.stored_deadline_ms and not (stream.memory or stream.awaited):
             untouched = partial(setattr, stream, "stored_deadline_ms", stream.stored_deadline_ms)
             stream.stored_deadline_ms = stream.deadline_ms
             assert stream.deadline_ms is not None

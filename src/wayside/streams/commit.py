@@ -8,10 +8,6 @@ taken back, newest first, and each caller is told.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import queue
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,70 +15,12 @@ from typing import Any
 
 from wayside.core.callbacks import Done, guarded, report
 from wayside.core.clock import Clock
+from wayside.core.engine import Committed, Operation, Submits, Unit
 from wayside.core.errors import Overloaded, Refusal, StoreFailed, StoreFull
 from wayside.core.limits import Limits
 from wayside.core.records import Append, Appended, Batch, Durability, Spool, cost_of
-from wayside.storage.embedded.catalog import Directory
-from wayside.storage.embedded.store import Store
-from wayside.storage.embedded.stream import Pending, Stream
-from wayside.storage.embedded.tables import Committed, Operation, Put, Unit
-
-Outcome = Committed | Refusal
-OnCommit = Callable[[Unit, Outcome, float], None]
-
-
-class Writer:
-    """Owns ``store.commit`` and ``store.maintain``. ``on_commit`` is called on the event loop with the unit, what became
-    of it, and the seconds it took."""
-
-    def __init__(self, store: Store, loop: asyncio.AbstractEventLoop, on_commit: OnCommit) -> None:
-        self._store = store
-        self._loop = loop
-        self._on_commit = on_commit
-        self._units: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="wayside-writer", daemon=True)
-        self._thread.start()
-
-    def submit(self, unit: Unit) -> None:
-        self._units.put(unit)
-
-    def stop(self) -> None:
-        """Finish what was submitted and end; blocks until then."""
-        self._units.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            try:
-                unit = self._units.get(timeout=0.05 if self._store.has_garbage else None)
-            except queue.Empty:
-                self._maintain()
-                continue
-            if unit is None:
-                return
-            began = time.perf_counter()
-            outcome: Outcome
-            try:
-                outcome = self._store.commit(unit)
-            except Refusal as refusal:
-                outcome = refusal
-            except Exception as error:
-                self._store.failed = (
-                    f"The writer stopped on an error of its own: {error!r}. Restart the hub and report it."
-                )
-                outcome = StoreFailed(self._store.failed)
-                outcome.__cause__ = error
-            try:
-                self._loop.call_soon_threadsafe(self._on_commit, unit, outcome, time.perf_counter() - began)
-            except RuntimeError:
-                return  # the loop is closed: nobody is left to be told
-            del unit, outcome  # or the file of a spooled body would be held until the next commit
-            self._maintain()
-
-    def _maintain(self) -> None:
-        with contextlib.suppress(Refusal):  # the store notes a failure itself, and the next commit reports it
-            self._store.maintain()
-
+from wayside.streams.catalog import Directory
+from wayside.streams.stream import Pending, Stream, put_of
 
 LAZY_S = 0.05
 """Delay of an ``async`` stream's commit; with the commit itself it stays well under the promised 100 ms."""
@@ -113,12 +51,12 @@ class Commits:
 
     def __init__(
         self,
-        store: Store | None,
+        engine: Submits | None,
         directory: Directory,
         limits: Limits,
         clock: Clock,
     ) -> None:
-        self._store = store
+        self._engine = engine
         self._directory = directory
         self._limits = limits
         self._clock = clock
@@ -138,12 +76,11 @@ class Commits:
         """A commit has just ended, and the next has not begun."""
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._writer: Writer | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        if self._store is not None:
-            self._writer = Writer(self._store, loop, self._committed)
+        if self._engine is not None:
+            self._engine.begin(self._committed)
 
     async def close(self) -> None:
         """Commit what is accepted, as far as that is possible."""
@@ -151,16 +88,14 @@ class Commits:
         self._flush()
         while self._flight is not None or self._dirty or self._instant or self._lazy:
             if self._flight is None and not self._dirty and self._lazy and (self._full or self.failed):
-                if self._store is not None:
-                    self._store.incomplete = True
+                if self._engine is not None:
+                    self._engine.incomplete = True
                 break
             self._take_lazy()
             self._flush()
             await asyncio.sleep(0.002)
         if self._timer is not None:
             self._timer.cancel()
-        if self._writer is not None and self._loop is not None:
-            await self._loop.run_in_executor(None, self._writer.stop)
 
     @property
     def _too_much(self) -> bool:
@@ -173,13 +108,13 @@ class Commits:
 
     @property
     def failed(self) -> str | None:
-        return self._store.failed if self._store else None
+        return self._engine.failed if self._engine else None
 
     # -- accepting
 
     def require_working(self, durability: Durability, *, adding: bool = True) -> None:
         """Raise what stands in the way of a change now; ``adding``: of one that takes room."""
-        if durability is Durability.MEMORY or self._store is None:
+        if durability is Durability.MEMORY or self._engine is None:
             if adding and self._directory.memory_bytes > self._limits.memory_bytes_max:
                 raise StoreFull(
                     f"The streams in memory take {self._directory.memory_bytes} bytes, as many as they may "
@@ -187,8 +122,8 @@ class Commits:
                     code="memory-full",
                 )
             return
-        if self._store.failed:
-            raise StoreFailed(self._store.failed)
+        if self._engine.failed:
+            raise StoreFailed(self._engine.failed)
         if self._too_much:
             raise Overloaded(
                 f"{self.uncommitted_bytes} bytes are waiting for the disk. Try again shortly.",
@@ -201,7 +136,7 @@ class Commits:
 
     def begin(self, stream: Stream) -> Pending:
         """What the next appends of ``stream`` join. Raises what stands in the way."""
-        if stream.memory or self._full or self._store is None or self._store.failed or self._too_much:
+        if stream.memory or self._full or self._engine is None or self._engine.failed or self._too_much:
             self.require_working(stream.config.durability)
         if not self._tick_ms:
             self._tick_ms = self._clock.wall_ms()
@@ -333,13 +268,13 @@ class Commits:
             flight.size += pending.weight
             flight.appends += len(pending.acks)
             if not stream.deleted:
-                puts.append(_put(pending, stream))
+                puts.append(put_of(pending, stream))
         unit = Unit(flight.operations, puts)
-        if self._writer is None or not unit:
+        if self._engine is None or not unit:
             asyncio.get_running_loop().call_soon(self._land, flight)  # after what is landing now, if anything is
             return
         self._flight = flight
-        self._writer.submit(unit)
+        self._engine.submit(unit)
 
     def _promise(self) -> None:
         """Tell those who wish to know it of the records that are about to be committed."""
@@ -353,7 +288,7 @@ class Commits:
             for told in stream.promises:
                 guarded(partial(told, batch))
 
-    def _committed(self, _unit: Unit, outcome: Outcome, seconds: float) -> None:
+    def _committed(self, _unit: Unit, outcome: Committed | Refusal, seconds: float) -> None:
         """The writer has answered: tell everybody, then send the next unit on its way."""
         flight, self._flight = self._flight, None
         assert flight is not None
@@ -435,19 +370,3 @@ class Commits:
         self._lazy = [p for p in everything if p.stream.config.durability is Durability.ASYNC] + self._lazy
         if not self.failed:
             self._come_back(FULL_S)
-
-
-def _put(pending: Pending, stream: Stream) -> Put:
-    return Put(
-        stream.sid,
-        pending.position,
-        pending.time_ms,
-        pending.records,
-        pending.size,
-        stream.separator,
-        stream.chunk_bytes,
-        pending.kept or (pending.state() if pending.before is not None else None),
-        pending.spool,
-        pending.pieces,
-        pending.meta,
-    )

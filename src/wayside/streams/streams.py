@@ -1,19 +1,20 @@
-"""The embedded engine: an implementation of ``Log`` over streams in memory and, unless all of it is to be forgotten,
-the store on disk. Everything here runs on one event loop."""
+"""The streams of one hub: what it makes of an engine. The implementation of :class:`~wayside.streams.contract.Log`."""
 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import secrets
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from wayside.core.callbacks import Done
 from wayside.core.clock import Clock, SystemClock
-from wayside.core.engine import Statistics
-from wayside.core.errors import BadRequest, Gone, Refusal, TooLarge
+from wayside.core.engine import Abilities, DeleteStream, Engine, Statistics, Submits
+from wayside.core.errors import BadRequest, Gone, NotFound, Refusal, TooLarge
 from wayside.core.globs import Glob
 from wayside.core.limits import Limits
 from wayside.core.policies import Policy
@@ -23,57 +24,81 @@ from wayside.core.records import (
     Batch,
     Create,
     Durability,
+    Meta,
     Spool,
     StreamInfo,
     StreamTail,
     require_config,
     require_path,
 )
-from wayside.storage.embedded.admission import Dedupe, Found, check, identity_of, require_one
-from wayside.storage.embedded.catalog import Directory, kept_for_forks, no_such_stream
-from wayside.storage.embedded.commit import Commits
-from wayside.storage.embedded.creation import Creation
-from wayside.storage.embedded.files import CHECKED_VFS
-from wayside.storage.embedded.retention import Upkeep
-from wayside.storage.embedded.store import Store
-from wayside.storage.embedded.stream import Stream
-from wayside.storage.embedded.tables import DeleteStream
+from wayside.streams.admission import check
+from wayside.streams.catalog import Directory, kept_for_forks, no_such_stream
+from wayside.streams.commit import Commits
 from wayside.streams.contract import Encoding, Sink
+from wayside.streams.creation import Creation
+from wayside.streams.deduplication import Dedupe, Found, identity_of, require_one
 from wayside.streams.followers import Follower, Tally
-from wayside.streams.selective import selective
+from wayside.streams.mirror import Mirror
+from wayside.streams.optimistic import OptimisticCommits
+from wayside.streams.retention import Upkeep
+from wayside.streams.selective import choice_of
+from wayside.streams.stream import Stream
 from wayside.streams.union import Unions
 
+EPOCH_BITS = 43
+"""Of those of an engine with several hubs: an offset has room for one more."""
+SHORT_S = 0.002
+"""How soon a read is repeated that ended before what is acknowledged."""
 
-class EmbeddedLog:
-    """Streams of one hub. ``directory`` None keeps everything in memory.
 
-    Raises :class:`~wayside.errors.StoreUnusable` or ``DamagedStore`` where the directory cannot be opened.
+class Streams:
+    """The streams of one hub, on an engine. Everything here runs on one event loop.
+
+    An engine that ``Submits`` is asked at once, and has its transactions made up here (:mod:`wayside.streams.commit`); any
+    other is waited for (:mod:`wayside.streams.optimistic`): what it has is mirrored here, by its feed of changes. Streams
+    with durability ``memory`` are nowhere but here, whatever the engine.
     """
 
-    def __init__(
-        self,
-        directory: Path | None,
-        *,
-        limits: Limits | None = None,
-        clock: Clock | None = None,
-        vfs: str = CHECKED_VFS,
-    ) -> None:
+    def __init__(self, engine: Engine, *, limits: Limits | None = None, clock: Clock | None = None) -> None:
+        self.engine = engine
+        self.abilities = engine.abilities if engine.abilities.durable else Abilities(durable=False)
+        """What its streams can do: those in memory are this hub's own, and can do everything."""
         self.limits = limits or Limits()
         self.clock = clock or SystemClock()
-        self.store = Store(directory, vfs=vfs, now_ms=self.clock.wall_ms()) if directory else None
-        self.durable = directory is not None
+        self.durable = engine.abilities.durable
         self.tally = Tally()
+        self._submits = engine if isinstance(engine, Submits) else None
+        awaited = self.durable and self._submits is None
         self._epoch = self.clock.wall_ms()
-        self._directory = Directory(self.store, self.limits, self.clock, self._read_later)
-        self._commits = Commits(self.store, self._directory, self.limits, self.clock)
+        self._directory = Directory(self._submits, self.limits, self.clock, self._read_later, awaited=awaited)
+        self._dedupe = Dedupe(self.clock, self.limits, self._load_identities if self.durable else None)
+        self._commits = Commits(self._submits, self._directory, self.limits, self.clock)
         self._creation = Creation(self._directory, self._commits, self.clock, self._lookup, self._take_epoch)
         self.upkeep = Upkeep(self._directory, self._commits, self.clock, self._lookup, self._remove)
         self._commits.on_shown = self.upkeep.bound
+        self._optimistic: OptimisticCommits | None = None
+        self._mirror: Mirror | None = None
+        if awaited:
+            self._mirror = Mirror(engine, self._directory, self._busy)
+            optimistic = self._optimistic = OptimisticCommits(
+                engine,
+                self._directory,
+                self._dedupe,
+                self.limits,
+                self.clock,
+                self._mirror.adopt,
+                self.upkeep.bound,
+                self._idle,
+            )
+            self._creation.awaits(engine, optimistic, self._mirror.adopt)
+            if engine.abilities.trims:
+                self.upkeep.on_trim = self._trim_awaited
         self._unions = Unions(self, self.clock, self.tally)
         self.upkeep.views = lambda: self._unions.views
-        self._dedupe = Dedupe(self.clock, self.limits, self._load_identities if self.store else None)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._readers: ThreadPoolExecutor | None = None
+
+    def __repr__(self) -> str:
+        return f"<Streams on {self.engine!r}>"
 
     # -- life
 
@@ -82,11 +107,16 @@ class EmbeddedLog:
         self._loop = asyncio.get_running_loop()
         self._commits.start(self._loop)
         self.upkeep.start(self._loop)
-        if self.store:
-            self._readers = ThreadPoolExecutor(1, "wayside-reader")
+        if self._mirror is not None:
+            self._mirror.start()
+
+    async def ready(self) -> None:
+        """Wait until what the engine has is known here."""
+        if self._mirror is not None:
+            await self._mirror.ready()
 
     async def close(self) -> None:
-        """End followers as by a drain, commit what is accepted, close the store."""
+        """End followers as by a drain, commit what is accepted, close the engine."""
         assert self._loop is not None
         self.upkeep.stop()
         self._unions.stop()
@@ -97,9 +127,21 @@ class EmbeddedLog:
         await self._dedupe.settle()
         self.upkeep.settle()
         await self._commits.close()
-        if self.store and self._readers:
-            self._readers.shutdown()
-            await self._loop.run_in_executor(None, self.store.close)
+        if self._optimistic is not None:
+            await self._optimistic.close()
+        if self._mirror is not None:
+            self._mirror.stop()
+        await self.engine.close()
+
+    @property
+    def idle(self) -> bool:
+        """Whether the engine has all that it is to have."""
+        return self._commits.idle and (self._optimistic is None or self._optimistic.idle)
+
+    async def quiet(self) -> None:
+        """Wait for what is being read from the engine now, if it reads one thing after another."""
+        if self._submits is not None:
+            await self._submits.look_up(int)
 
     @property
     def failed(self) -> str | None:
@@ -116,21 +158,47 @@ class EmbeddedLog:
         self._commits.on_commit = told
 
     def statistics(self) -> Statistics:
+        commits: list[Commits | OptimisticCommits] = [self._commits]
+        if self._optimistic is not None:
+            commits.append(self._optimistic)
         return Statistics(
             streams=self._directory.count,
-            appends=self._commits.appends,
-            records=self._commits.records,
-            bytes=self._commits.bytes,
+            appends=sum([each.appends for each in commits]),
+            records=sum([each.records for each in commits]),
+            bytes=sum([each.bytes for each in commits]),
             deliveries=dict(self.tally.deliveries),
             followers=dict(self.tally.followers),
             policies=dict(self.tally.policies),
             skipped=dict(self.tally.skipped),
             lagged=self.tally.lagged,
             lag_records=self.tally.lag_records(),
-            store_bytes=self.store.size if self.store else 0,
-            uncommitted_bytes=self._commits.uncommitted_bytes,
+            store_bytes=self._submits.size if self._submits is not None else 0,
+            uncommitted_bytes=sum([each.uncommitted_bytes for each in commits]),
             cached_bytes=self._directory.cached_bytes + self._directory.memory_bytes,
         )
+
+    # -- an engine that is waited for
+
+    def _busy(self, stream: Stream) -> bool:
+        return self._optimistic is not None and self._optimistic.busy(stream)
+
+    def _idle(self, stream: Stream) -> None:
+        assert self._mirror is not None
+        assert self._optimistic is not None
+        if self._mirror.has_news(stream):
+            self._optimistic.spawn(self.refresh(stream.path))
+
+    async def refresh(self, path: str) -> None:
+        """Ask the engine what is at a path, if it may have more than is known here."""
+        if self._optimistic is not None and self._mirror is not None:
+            stream = self._directory.streams.get(path)
+            if stream is None or stream.awaited:
+                head = await self._optimistic.asked(lambda: self.engine.head(path))
+                self._mirror.adopt(path, head)
+
+    def _trim_awaited(self, stream: Stream) -> None:
+        assert self._optimistic is not None
+        self._optimistic.spawn(self.engine.trim(stream.path, stream.sid, stream.start))
 
     # -- finding
 
@@ -155,23 +223,39 @@ class EmbeddedLog:
             read = stream.is_read and stream.config.ttl_s is not None
             if not read and self.clock.wall_ms() >= stream.deadline_ms:
                 self._remove(stream)
-                return self._directory.streams.get(path)
+                return None if stream.awaited else self._directory.streams.get(path)
         return stream
 
     async def _read_later(self, stream: Stream, position: int, bytes_max: int) -> list[Batch]:
-        if self.store is None or self._readers is None or self._loop is None:
-            raise Gone(f"{stream.path} has been let go.", code="stream-deleted")
-        read = self.store.history.read
         records_max = self.limits.read_records_max
-        return await self._loop.run_in_executor(
-            self._readers, read, stream.sid, position, bytes_max, records_max, stream.separator
-        )
+        engine = self._submits
+        if engine is not None:
+            read = partial(engine.heads.read, stream.sid, position, bytes_max, records_max, stream.separator)
+            return await engine.look_up(read)
+        if not stream.awaited or self._optimistic is None:
+            raise Gone(f"{stream.path} has been let go.", code="stream-deleted")
+        while True:
+            batches = await self._optimistic.asked(
+                lambda: self.engine.read(stream.path, stream.sid, position, bytes_max, records_max)
+            )
+            if batches or position >= stream.tail:
+                return batches
+            await asyncio.sleep(SHORT_S)  # whoever answered has not all that is acknowledged yet
 
     async def _load_identities(self, stream: Stream, since_ms: int, count_max: int) -> Found:
-        assert self.store is not None
-        assert self._loop is not None
-        read = self.store.history.identities
-        return await self._loop.run_in_executor(self._readers, read, stream.sid, since_ms, count_max)
+        engine = self._submits
+        if engine is not None:
+            return await engine.look_up(partial(engine.heads.identities, stream.sid, since_ms, count_max))
+        found: Found = []
+        at = stream.start
+        while at < stream.cache_from:
+            batches = await self._read_later(stream, at, self.limits.read_bytes_max)
+            for batch in batches:
+                at = batch.end
+                metas = batch.meta or {} if batch.time_ms >= since_ms else {}
+                found += [(meta.id, batch.position + n + 1, batch.time_ms) for n, meta in metas.items() if meta.id]
+        found.reverse()
+        return found[:count_max]
 
     def list(self, prefix: str, after: str, limit: int, *, open_only: bool = False) -> list[StreamInfo]:
         """Streams whose path begins with ``prefix``, after ``after``, by path; ``open_only`` leaves out closed ones."""
@@ -216,9 +300,11 @@ class EmbeddedLog:
         self._creation.create(path, create, done)
 
     def _take_epoch(self) -> int:
-        if self.store:
-            return self.store.take_epoch()
-        self._epoch += 1
+        if self._submits is not None:
+            return self._submits.take_epoch()
+        if self._optimistic is not None:  # no other hub of this engine gives the same
+            return 1 << EPOCH_BITS | secrets.randbits(EPOCH_BITS)
+        self._epoch = max(self._epoch + 1, self.clock.wall_ms())
         return self._epoch
 
     def append(self, path: str, append: Append, done: Done) -> None:
@@ -229,11 +315,23 @@ class EmbeddedLog:
         self._append(path, append, done)
 
     def _append(self, path: str, append: Append, done: Done, *, settled: bool = False) -> None:
-        stream = self.find(path)
+        try:
+            stream = self.find(path)
+        except NotFound:
+            if settled or self._optimistic is None:
+                raise
+            self._optimistic.spawn(self._append_elsewhere(path, append, done))
+            return
         identity = "" if append.meta is None else identity_of(append)
         if (identity or stream.waiting is not None) and self._dedupe.wait(
             stream, partial(self._append_waited, path, append, done, bool(identity)), identified=bool(identity)
         ):
+            return
+        if stream.awaited:
+            if append.meta is not None:
+                _require_whole(stream, append)
+            assert self._optimistic is not None
+            self._optimistic.append(stream, append, identity, done)
             return
         if identity and self._appended_before(stream, identity, done):
             return
@@ -262,7 +360,15 @@ class EmbeddedLog:
             )
         self._commits.append(stream, append, records, done)
         if identity:
-            self._dedupe.note(stream, identity)
+            self._dedupe.note(stream, identity, stream.next)
+
+    async def _append_elsewhere(self, path: str, append: Append, done: Done) -> None:
+        """Append to a stream that is not known here: another hub may have made it just now."""
+        try:
+            await self.refresh(path)
+            self._append(path, append, done, settled=True)
+        except Exception as error:
+            done(error)
 
     def _appended_before(self, stream: Stream, identity: str, done: Done) -> bool:
         """Whether a record with the id was appended; then it is answered, when that record is committed."""
@@ -278,11 +384,13 @@ class EmbeddedLog:
         else:
             self._append_again(path, append, done)
 
-    def append_all(self, appends: Sequence[tuple[str, Append]], done: Done, *, in_line: bool = False) -> None:
+    def append_all(self, appends: Sequence[tuple[str, Append]], done: Done, *, in_line: bool = False) -> bool:
         """Append to several streams in one transaction: all of them, or none; ``done`` gets a list of ``Appended`` after the
         commit, in order, or an exception. Takes records only: no producers, no closing. What has no message id waits for
-        nothing, so that who appends may count on its place; ``in_line`` it waits behind what has. Raises at once what
-        can be known now."""
+        nothing, so that who appends may count on its place; ``in_line`` it waits behind what has. Returns whether it waits:
+        then later appends to the same streams may come before it. Raises at once what can be known now."""
+        if not self.abilities.atomic and self._append_one(appends, done):
+            return False
         checked: list[tuple[Stream, Append, str]] = []
         for path, append in appends:
             stream = self.find(path)
@@ -293,7 +401,7 @@ class EmbeddedLog:
             if (identity or (in_line and stream.waiting is not None)) and self._dedupe.wait(
                 stream, partial(self._append_all_waited, appends, done, in_line), identified=bool(identity)
             ):
-                return
+                return True
             if not identity or self._dedupe.find(stream, identity) is None:
                 check(stream, append)
             self._commits.require_working(stream.config.durability)
@@ -313,9 +421,44 @@ class EmbeddedLog:
                 continue
             self._commits.append(stream, append, [*(append.records or ())], partial(told, number))
             if identity:
-                self._dedupe.note(stream, identity)
+                self._dedupe.note(stream, identity, stream.next)
         if not checked:
             done([])
+        return False
+
+    def _append_one(self, appends: Sequence[tuple[str, Append]], done: Done) -> bool:
+        """Append to one stream what comes in several appends, where several streams cannot share a transaction. False where
+        all of them are in memory. Raises :class:`BadRequest` where there are several."""
+        streams = {path: self.find(path) for path, _ in appends}
+        if not any(stream.awaited for stream in streams.values()):
+            return False
+        identities = [identity_of(append) for _, append in appends if append.meta is not None]
+        if len(streams) > 1 or (len(appends) > 1 and any(identities)):
+            raise BadRequest(
+                "This hub's engine has no transactions: records of several streams, or several with message ids, cannot be "
+                "appended all or none. Send them one at a time.",
+                code="engine-not-atomic",
+            )
+        records: list[bytes] = []
+        metas: dict[int, Meta] = {}
+        ends: list[int] = []
+        for _, append in appends:
+            assert append.records is not None, "append_all takes records"
+            metas |= {len(records) + n: meta for n, meta in append.metas(len(append.records)).items()}
+            records += append.records
+            ends.append(len(records))
+
+        def told(result: Any) -> None:
+            if not isinstance(result, Exception):
+                first = result.position - len(records)
+                result = [replace(result, position=first + end) for end in ends]
+            done(result)
+
+        if records:
+            self.append(appends[0][0], Append(b"", records=records, meta=metas or None), told)
+        else:
+            done([])
+        return True
 
     def _append_all_waited(
         self, appends: Sequence[tuple[str, Append]], done: Done, in_line: bool, refusal: Refusal | None
@@ -340,13 +483,35 @@ class EmbeddedLog:
     def delete(self, path: str, done: Done) -> None:
         """Delete; ``done`` gets None after the commit, or an exception."""
         stream = self.find(path, touch=False)
+        if stream.awaited:
+            self._remove_awaited(stream, done)
+            return
         self._commits.require_working(stream.config.durability, adding=False)
         self._remove(stream)
         self._commits.answer(stream, done, lambda: None)
 
+    def _remove_awaited(self, stream: Stream, done: Done) -> None:
+        """Delete a stream once what was accepted before is answered. It is out of sight when the engine says so."""
+        optimistic, mirror = self._optimistic, self._mirror
+        assert optimistic is not None
+        assert mirror is not None
+
+        async def delete() -> None:
+            try:
+                await optimistic.asked(lambda: self.engine.delete(stream.path, stream.sid))
+                mirror.retire(stream)
+                done(None)
+            except Exception as error:
+                done(error)
+
+        optimistic.then(stream, lambda: optimistic.spawn(delete()))
+
     def _remove(self, stream: Stream) -> None:
         """Take a stream out of sight at once, and off the disk with the next commit; then its source too, where this was
         the last fork of a deleted one."""
+        if stream.awaited:
+            self._remove_awaited(stream, partial(self._removed_awaited, stream))
+            return
         soft, was_gone = stream.forks > 0, stream.gone
         if not was_gone:
             self._directory.count -= 1
@@ -367,6 +532,10 @@ class EmbeddedLog:
         source = stream.source
         if not soft and source is not None and source.gone and source.forks == 0:
             self._remove(source)
+
+    def _removed_awaited(self, stream: Stream, result: Any) -> None:
+        if isinstance(result, Exception) and stream.deadline_ms is not None:  # tried again by the next sweep
+            heapq.heappush(self._directory.deadlines, (stream.deadline_ms, stream.sid, stream))
 
     def _removed(self, stream: Stream, soft: bool) -> None:
         if not soft:
@@ -401,11 +570,19 @@ class EmbeddedLog:
         ended: Callable[[], None] | None = None,
     ) -> Follower:
         """Start a follower at ``position``: it ends at ``until``, or is sent ``credit`` records until granted more."""
-        what: Any = (stream, position, encoding, sink, pattern, self.tally)
-        if policy is None:
-            follower = Follower(*what, until=until, credit=credit, ended=ended)
-        else:
-            follower = selective(policy, *what, until=until, credit=credit, ended=ended)
+        choice = None if policy is None else choice_of(policy)
+        follower = Follower(
+            stream,
+            position,
+            encoding,
+            sink,
+            pattern,
+            self.tally,
+            until=until,
+            credit=credit,
+            ended=ended,
+            choice=choice,
+        )
         sink.attach(follower)
         follower.start()
         return follower

@@ -10,12 +10,13 @@ from typing import Any
 
 from wayside.core.callbacks import Done
 from wayside.core.clock import Clock
+from wayside.core.engine import CreateStream, Engine, Head, Put
 from wayside.core.errors import BadRequest, Conflict, Gone, TooMany
 from wayside.core.records import Append, Create, Created, Durability, Offset, Spool, StreamConfig, media_type
-from wayside.storage.embedded.catalog import Directory, no_such_stream
-from wayside.storage.embedded.commit import Commits
-from wayside.storage.embedded.stream import Stream
-from wayside.storage.embedded.tables import CreateStream, StreamRow
+from wayside.streams.catalog import Directory, no_such_stream
+from wayside.streams.commit import Commits
+from wayside.streams.optimistic import OptimisticCommits
+from wayside.streams.stream import Stream, put_of
 
 
 class Creation:
@@ -35,9 +36,23 @@ class Creation:
         self._lookup = lookup
         self._take_epoch = take_epoch
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._engine: Engine | None = None
+        self._optimistic: OptimisticCommits | None = None
+        self._adopt: Callable[[str, Head | None], Stream | None] = lambda _path, _head: None
+
+    def awaits(
+        self, engine: Engine, optimistic: OptimisticCommits, adopt: Callable[[str, Head | None], Stream | None]
+    ) -> None:
+        """Streams that are not in memory are made by an engine that is waited for."""
+        self._engine, self._optimistic, self._adopt = engine, optimistic, adopt
 
     def create(self, path: str, create: Create, done: Done) -> None:
         """Make the stream, or answer that it is there as asked for."""
+        if create.source is not None and self._engine is not None:
+            raise BadRequest(
+                "This hub's engine cannot fork: a stream has its own records there. Copy them into a new stream.",
+                code="forks-unavailable",
+            )
         if create.fork_sub_offset and create.source is not None:
             task = asyncio.get_running_loop().create_task(self._create_inside(path, create, done))
             self._tasks.add(task)
@@ -108,6 +123,9 @@ class Creation:
                 f"There are {directory.count} streams, as many as the hub may have (--streams-max). Delete some.",
                 code="too-many-streams",
             )
+        if self._optimistic is not None and create.config.durability is not Durability.MEMORY:
+            self._optimistic.spawn(self._create_awaited(path, create, done))
+            return
         row, source = self._new(path, create, at)
         stream = directory.new(row, source)
         if stream.memory and path in directory.leaving:
@@ -136,6 +154,40 @@ class Creation:
         else:
             commits.answer(stream, partial(self._made, stream, done), lambda: None)
 
+    async def _create_awaited(self, path: str, create: Create, done: Done) -> None:
+        """Have the engine make it, with its first records; somebody else may be faster."""
+        engine, optimistic = self._engine, self._optimistic
+        assert engine is not None
+        assert optimistic is not None
+        try:
+            if create.explicit & {"retention_bytes", "retention_age_s"} and not engine.abilities.trims:
+                raise BadRequest(
+                    "This hub's engine cannot let go of the beginning of a stream: leave out the retention, or give the "
+                    "stream a time to live.",
+                    code="retention-unavailable",
+                )
+            head, _ = self._new(path, create, None)
+            first = self._first(head, create)
+            found = await optimistic.asked(lambda: engine.create(head, first))
+            stream = self._adopt(path, found)
+            if found.sid == head.sid and stream is not None:
+                done(Created(True, stream))
+            elif not self._existing(path, create, done):
+                raise no_such_stream(path)  # it has gone since
+        except Exception as error:
+            done(error)
+
+    def _first(self, head: Head, create: Create) -> Put | None:
+        """The batch that a stream is made with."""
+        stream = self._directory.new(head, None)
+        records = stream.split(create.body, empty_array=True) if create.records is None else [*create.records]
+        if not (records or create.closed):
+            return None
+        pending, _ = stream.accept(Append(b"", close=create.closed), records, None, self._clock)
+        put = put_of(pending, stream)
+        put.path = head.path
+        return put
+
     @staticmethod
     def _made(stream: Stream, done: Done, _answer: None = None) -> None:
         stream.live = True
@@ -150,7 +202,7 @@ class Creation:
         self._directory.let_go(stream)
         stream.retire()
 
-    def _new(self, path: str, create: Create, at: int | None) -> tuple[StreamRow, Stream | None]:
+    def _new(self, path: str, create: Create, at: int | None) -> tuple[Head, Stream | None]:
         config = create.config
         source = None
         if create.source is not None:
@@ -161,7 +213,7 @@ class Creation:
                     f"{source.path} no longer has the records before that point.", code="fork-offset-invalid"
                 )
             config = _forked_config(create, source.config)
-        elif self._directory.history is None:
+        elif self._directory.history is None and self._engine is None:
             if "durability" in create.explicit and config.durability is not Durability.MEMORY:
                 raise BadRequest(
                     f"This hub keeps nothing on disk: durability {config.durability.value} cannot be had. Leave it out, or "
@@ -171,11 +223,11 @@ class Creation:
             config = replace(config, durability=Durability.MEMORY)
         epoch = self._take_epoch()
         if source is None:
-            row = StreamRow(epoch, path, config, [(0, epoch)])
+            row = Head(epoch, path, config, [(0, epoch)])
         else:
             assert at is not None
             lineage = [pair for pair in source.lineage if pair[0] < at] or source.lineage[:1]
-            row = StreamRow(epoch, path, config, [*lineage, (at, epoch)], source.start, at)
+            row = Head(epoch, path, config, [*lineage, (at, epoch)], source.start, at)
             row.source, row.fork = source.sid, _fork_request(create)
         if config.ttl_s is not None:
             row.expires_ms = self._clock.wall_ms() + config.ttl_s * 1000

@@ -16,6 +16,7 @@ import msgspec
 
 from wayside.core.callbacks import Done, guarded
 from wayside.core.clock import Clock
+from wayside.core.engine import END, FORGOTTEN, AppendState, Head, Put, offset_in
 from wayside.core.errors import DamagedStore, Gone, Refusal, TooLarge
 from wayside.core.limits import Limits
 from wayside.core.records import (
@@ -35,7 +36,6 @@ from wayside.core.records import (
     runs,
     split_records,
 )
-from wayside.storage.embedded.tables import CHUNK_BYTES, FORGOTTEN, State, StreamRow, offset_in
 from wayside.streams.contract import Encoding
 from wayside.streams.followers import Cohort, Tally
 
@@ -49,25 +49,34 @@ class Stream:
     """One stream. ``tail`` is what readers see, ``next`` where the next append goes."""
 
     def __init__(
-        self, row: StreamRow, *, limits: Limits, clock: Clock, later: ReadLater, source: Stream | None = None
+        self,
+        row: Head,
+        *,
+        limits: Limits,
+        clock: Clock,
+        later: ReadLater,
+        source: Stream | None = None,
+        awaited: bool = False,
     ) -> None:
         self.sid = row.sid
         self.path = row.path
         config = self.config = row.config
         self.json = config.is_json
-        self.plain = not self.json
-        """Whether a body is one record as it is, and no append has to wait."""
         self.limits = limits
         memory = self.memory = config.durability is Durability.MEMORY
-        self.fsync = config.durability is Durability.FSYNC
+        self.awaited = awaited and not memory
+        """Whether its engine is waited for and may have other writers, so that what is appended has its place only when
+        the engine says so."""
+        self.fsync = config.durability is Durability.FSYNC and not awaited
+        """Whether its appends are shown by the commit of a transaction that this hub makes up."""
+        self.plain = not (self.json or self.awaited)
+        """Whether a body is one record as it is, and no append has to wait."""
         self.keep_bytes = config.retention_bytes or (
             limits.retention_bytes_memory if memory else limits.retention_bytes
         )
         self.separator = b"," if self.json else b""
         self.kept_by_cost = memory and config.retention_bytes is None
         """Whether ``keep_bytes`` bounds the memory that records take, and not their bytes."""
-        self.chunk_bytes = min(CHUNK_BYTES, max(4096, self.keep_bytes // 8))
-        """Fill at which journalled records become a chunk row: not too large a part of what is kept."""
         self.lineage = row.lineage
         self.start = row.start
         self.tail = self.next = row.tail
@@ -88,6 +97,8 @@ class Stream:
         """What the next append joins."""
         self.unsettled = 0
         """Pendings that change more than the records, and may still be taken back."""
+        self.translate: Callable[[Offset], Offset] | None = None
+        """Makes of an offset that was given out before positions were numbered anew one of today."""
         self.branches: set[Stream] = set()
         """Forks of it that are loaded."""
         self.batches: list[Batch] = []
@@ -95,7 +106,7 @@ class Stream:
         """About how much memory ``batches`` take."""
         self.cache_from = row.tail
         """From this position on everything is in memory."""
-        self.sealed = row.tail
+        self.sealed = END if self.awaited else row.tail
         """Position up to which the store's chunk rows hold the records; later ones must stay in memory."""
         self.cohorts: dict[tuple[object, str], Cohort] = {}
         self.waiters: set[Callable[[], None]] = set()
@@ -110,7 +121,7 @@ class Stream:
         self.readers = 0
         self.on_unread: Callable[[], None] | None = None
         self.seen: dict[str, tuple[int, float]] | None = None
-        """Message ids of the last while (:mod:`wayside.storage.embedded.admission`); None: not known yet."""
+        """Message ids of the last while (:mod:`wayside.streams.admission`); None: not known yet."""
         self.waiting: list[Callable[[Refusal | None], None]] | None = None
         """Appends that wait until they are; None: nobody waits."""
         self.version: object = object()
@@ -123,11 +134,11 @@ class Stream:
         "_later",
         "_now_ms",
         "_told",
+        "awaited",
         "batches",
         "branches",
         "cache_from",
         "cached_bytes",
-        "chunk_bytes",
         "closed",
         "closed_by",
         "closing",
@@ -166,6 +177,7 @@ class Stream:
         "start",
         "stored_deadline_ms",
         "tail",
+        "translate",
         "unsettled",
         "version",
         "waiters",
@@ -173,7 +185,7 @@ class Stream:
         "watchers",
     )
 
-    def adopt(self, state: State) -> None:
+    def adopt(self, state: AppendState) -> None:
         """What the store knows beside the records."""
         self.closed = self.closing = state.closed
         self.closed_by = Producer(*state.closed_by) if state.closed_by else None
@@ -190,7 +202,7 @@ class Stream:
         """Whether it can be forgotten and loaded again from the store, with nothing lost."""
         used = self.is_read or self.holds or self.forks or self.source or self.open or self.waiting is not None
         busy = used or not self.live or self.deadline_ms is not None
-        stored = not self.memory and self.sealed >= self.tail == self.next
+        stored = not (self.memory or self.awaited) and self.sealed >= self.tail == self.next
         return stored and not busy
 
     def __repr__(self) -> str:
@@ -212,20 +224,22 @@ class Stream:
 
     def resolve(self, offset: Offset) -> int:
         """The position an offset names. Raises :class:`Gone` for one of an earlier life or no longer retained."""
-        position = offset.position
         if offset == (0, 0):
             offset = Offset(self.lineage[0][1], 0)
+        if self.translate is not None:
+            offset = self.translate(offset)
+        position = offset.position
         for index, (first, epoch) in enumerate(self.lineage):
             if epoch == offset.epoch:
                 last = self.lineage[index + 1][0] if index + 1 < len(self.lineage) else self.tail
                 if not first <= position <= last:
-                    raise self._not_here(offset, "offset-lost", "names records that a crash took, or that never were")
+                    raise self.not_here(offset, "offset-lost", "names records that a crash took, or that never were")
                 if position < self.start:
-                    raise self._not_here(offset, "offset-expired", "is before what is retained")
+                    raise self.not_here(offset, "offset-expired", "is before what is retained")
                 return position
-        raise self._not_here(offset, "stream-recreated", "is of another stream that had this name before")
+        raise self.not_here(offset, "stream-recreated", "is of another stream that had this name before")
 
-    def _not_here(self, offset: Offset, code: str, why: str) -> Gone:
+    def not_here(self, offset: Offset, code: str, why: str) -> Gone:
         earliest = str(self.offset(self.start))
         return Gone(
             f"Offset {offset} of {self.path} {why}. Read from {earliest} (the earliest), or from now; "
@@ -324,6 +338,31 @@ class Stream:
             at = position - pending.position
             self.cache(Batch(position, pending.time_ms, run, meta=metas_between(metas, at, at + len(run))))
             position += len(run)
+
+    def advance(self, head: Head) -> None:
+        """The engine has more of it than was known here: another hub's."""
+        changed = head.tail > self.tail or head.start > self.start or head.state.closed != self.closed
+        if head.tail > self.tail:
+            self.drop_cache(self.tail)
+            self.tail = self.next = self.cache_from = head.tail
+            self.seen = None
+        self.start = max(self.start, head.start)
+        self.size = head.size
+        self.adopt(head.state)
+        if changed:
+            self.version = object()
+            self.publish()
+
+    def records_after(self, position: int) -> int:
+        """How many records come after a position: counted, where positions have gaps and the records are in memory."""
+        if not self.awaited or position >= self.tail:
+            return self.tail - position
+        found = max(0, self.cache_from - position)
+        for batch in reversed(self.batches):
+            if batch.end <= position:
+                break
+            found += min(batch.count, batch.end - position)
+        return found
 
     def cache(self, batch: Batch) -> None:
         """Hold the newest records in memory."""
@@ -445,13 +484,15 @@ class Stream:
         if position >= self.tail:
             return []
         if position < self.start:
-            raise self._not_here(self.offset(position), "offset-expired", "is before what is retained")
+            raise self.not_here(self.offset(position), "offset-expired", "is before what is retained")
         if self.source is not None and position < self.own_start:
             found = self.source.read_nowait(position, bytes_max)
             return self._inherited(found) if found is not None else None
         if position < self.cache_from or not self.batches:
             return None
         index = bisect_right(self.batches, position, key=_position) - 1
+        if index < 0 or position >= self.batches[index].end:
+            index += 1  # it is in a gap
         first = self.batches[index].since(position)
         result = [first]
         total, count = first.size, first.count
@@ -474,17 +515,20 @@ class Stream:
             batches = await self._later(self, position, bytes_max)
         except DamagedStore:
             if position < self.start:  # let go while the read was on its way, and its rows freed
-                raise self._not_here(self.offset(position), "offset-expired", "is before what is retained") from None
+                raise self.not_here(self.offset(position), "offset-expired", "is before what is retained") from None
             if self.deleted:
                 raise Gone(f"{self.path} was deleted.", code="stream-deleted") from None
             raise
         # The store has what is sealed; a batch that straddles the cache is as good as the cached one.
-        return unlapsed([batch.until(self.tail) for batch in batches if batch.position < self.tail], self._now_ms)
+        return unlapsed(
+            [batch.until(self.tail) for batch in batches if batch.position < self.tail or not batch.records],
+            self._now_ms,
+        )
 
     def _inherited(self, batches: list[Batch]) -> list[Batch]:
         end = self.own_start
         own = [batch.until(end) for batch in batches if batch.position < end]
-        return own if own and own[-1].end >= min(end, batches[-1].end) else [*own, Batch(end, batches[-1].time_ms, [])]
+        return own if own and own[-1].end >= min(end, batches[-1].end) else [*own, _lapsed(end, batches[-1])]
 
 
 class Pending(msgspec.Struct, eq=False):
@@ -506,7 +550,7 @@ class Pending(msgspec.Struct, eq=False):
     closes: bool = False
     meta: dict[int, Meta] | None = None
     """What is known beside ``records``, by index there."""
-    kept: State | None = None
+    kept: AppendState | None = None
     """What the stream knew when readers were shown it, if that was before it is committed."""
 
     @property
@@ -549,11 +593,11 @@ class Pending(msgspec.Struct, eq=False):
         oldest = next(iter(known))
         before.setdefault(oldest, known.pop(oldest))
 
-    def state(self) -> State:
+    def state(self) -> AppendState:
         """What the store has to keep beside the records."""
         stream = self.stream
         by = stream.closed_by
-        return State(
+        return AppendState(
             stream.closing,
             (by.id, by.epoch, by.seq) if by else None,
             stream.seq,
@@ -579,11 +623,28 @@ class Pending(msgspec.Struct, eq=False):
             stream.open = None
 
 
+def put_of(pending: Pending, stream: Stream) -> Put:
+    """What an engine is given of what was accepted."""
+    return Put(
+        stream.sid,
+        pending.position,
+        pending.time_ms,
+        pending.records,
+        pending.size,
+        stream.separator,
+        stream.keep_bytes,
+        pending.kept or (pending.state() if pending.before is not None else None),
+        pending.spool,
+        pending.pieces,
+        pending.meta,
+    )
+
+
 def unlapsed(batches: list[Batch], now_ms: Callable[[], int]) -> list[Batch]:
     """``batches`` without the records that have expired.
 
-    Where some are left out there are gaps between the batches. The last one ends where the last of ``batches`` did,
-    though it be empty: there the reader reads on.
+    Where some are left out there are gaps between the batches, and the batch behind one says so. The last one ends where the
+    last of ``batches`` did, though it be empty: there the reader reads on.
     """
     for batch in batches:
         if batch.meta is not None:
@@ -593,21 +654,33 @@ def unlapsed(batches: list[Batch], now_ms: Callable[[], int]) -> list[Batch]:
 
 def _without(batches: list[Batch], now: int) -> list[Batch]:
     result: list[Batch] = []
+    left_out = False
+
+    def keep(batch: Batch) -> None:
+        nonlocal left_out
+        if left_out:  # a copy: others are given the batch as well
+            batch = Batch(batch.position, batch.time_ms, batch.records, batch.size, batch.meta, lapsed=True)
+            left_out = False
+        result.append(batch)
+
     for batch in batches:
         metas = batch.meta or {}
-        lapsed = [index for index, meta in sorted(metas.items()) if 0 < meta.expires_ms <= now]
-        if not lapsed:
-            result.append(batch)
-            continue
         position = batch.position
-        for index in lapsed:
+        for index, meta in sorted(metas.items()):
+            if not 0 < meta.expires_ms <= now:
+                continue
             at = batch.position + index
             if position < at:
-                result.append(batch.since(position).until(at))
+                keep(batch.since(position).until(at))
             position = at + 1
+            left_out = True
         if position < batch.end:
-            result.append(batch.since(position))
-    end = batches[-1].end
-    if not result or result[-1].end < end:
-        result.append(Batch(end, batches[-1].time_ms, []))
+            keep(batch.since(position))
+    if left_out or not result:
+        result.append(_lapsed(batches[-1].end, batches[-1]))
     return result
+
+
+def _lapsed(end: int, batch: Batch) -> Batch:
+    """Nothing, up to a position: what was there has expired."""
+    return Batch(end, batch.time_ms, [], lapsed=True)

@@ -14,14 +14,12 @@ from itertools import islice
 from typing import Any
 
 from wayside.core.clock import Clock
+from wayside.core.engine import Head, Heads, Submits
 from wayside.core.errors import Gone, NotFound
 from wayside.core.globs import Glob
 from wayside.core.limits import Limits
 from wayside.core.records import StreamTail
-from wayside.storage.embedded.history import History
-from wayside.storage.embedded.store import Store
-from wayside.storage.embedded.stream import ReadLater, Stream
-from wayside.storage.embedded.tables import StreamRow
+from wayside.streams.stream import ReadLater, Stream
 
 Told = Callable[[Stream], None]
 LOADED_MAX = 100_000
@@ -31,8 +29,11 @@ LOADED_MAX = 100_000
 class Directory:
     """Streams by path and by sid. ``store`` None: there are no others."""
 
-    def __init__(self, store: Store | None, limits: Limits, clock: Clock, later: ReadLater) -> None:
+    def __init__(
+        self, engine: Submits | None, limits: Limits, clock: Clock, later: ReadLater, *, awaited: bool = False
+    ) -> None:
         self.limits = limits
+        self.awaited = awaited
         self.streams: dict[str, Stream] = {}
         self.by_sid: dict[int, Stream] = {}
         self.leaving: dict[str, Stream] = {}
@@ -45,18 +46,19 @@ class Directory:
         """Memory that records take of streams that the store has too."""
         self.memory_bytes = 0
         """The same, of streams that are in memory only."""
-        self.history: History | None = store.history if store else None
+        self.history: Heads | None = engine.heads if engine else None
         self.count = self.history.count() if self.history else 0
         """Streams that exist, loaded or not."""
         self._clock = clock
         self._later = later
         self._watches = Watches()
-        if store:
-            self._restore(store)
+        if engine:
+            self._restore(engine)
 
-    def new(self, row: StreamRow, source: Stream | None) -> Stream:
+    def new(self, row: Head, source: Stream | None) -> Stream:
         """A stream that is not entered yet."""
-        return Stream(row, limits=self.limits, clock=self._clock, later=self._later, source=source)
+        awaited = self.awaited
+        return Stream(row, limits=self.limits, clock=self._clock, later=self._later, source=source, awaited=awaited)
 
     def lookup(self, path: str) -> Stream | None:
         """The stream at ``path``, whatever its state."""
@@ -67,7 +69,7 @@ class Directory:
                 stream = self._load(row)
         return stream
 
-    def _load(self, row: StreamRow) -> Stream:
+    def _load(self, row: Head) -> Stream:
         assert self.history is not None
         source = self.by_sid.get(row.source) if row.source is not None else None
         if row.source is not None and source is None:
@@ -152,19 +154,14 @@ class Directory:
             else:
                 self.cached_bytes += cost
 
-    def _restore(self, store: Store) -> None:
-        """Load the streams with records in the journal."""
-        for sid, batches in store.replayed.items():
-            row = store.history.find_sid(sid)
-            if row is None:
-                continue
-            for state in store.journalled_states(sid):
-                row.state = row.state.merge(state)
+    def _restore(self, engine: Submits) -> None:
+        """Load the streams whose last records have to be in memory."""
+        for sid, (head, batches) in engine.recent().items():
             stream = self.by_sid.get(sid)
             if stream is None or stream.cached_bytes:
-                stream = self._load(row)
+                stream = self._load(head)
             else:  # loaded as the source of a fork, without what the journal has
-                stream.adopt(row.state)
+                stream.adopt(head.state)
             for batch in batches:
                 stream.tail = stream.next = max(stream.tail, batch.end)
                 if batch.end <= stream.start:
@@ -172,7 +169,6 @@ class Directory:
                 stream.cache(batch)
                 stream.size += batch.since(stream.start).size
                 self.charge(stream, batch.cost)
-        store.replayed = {}
 
     def used(self, stream: Stream) -> None:
         """It was appended to; where nothing has to give way soon nobody needs to know."""
