@@ -4,7 +4,7 @@ A record is written once, to a durable stream; every reader picks its own way to
 """
 
 from wayside import sync
-from wayside.calls.runner import Call
+from wayside.calls.handler import Call
 from wayside.client.client import CallHandle, Client
 from wayside.client.connection import Channels, WebSocket
 from wayside.client.delivery import Delivery

@@ -15,11 +15,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from wayside.calls.handler import Call, Handler
 from wayside.calls.housekeeping import Keeping
+from wayside.calls.local import LocalWorker
 from wayside.calls.queue import ServiceSpec
-from wayside.calls.runner import Call, Handler
 from wayside.calls.services import Calls
-from wayside.calls.workers import Leases, LocalWorker
+from wayside.calls.workers import Leases
 from wayside.client.client import CallHandle, Client
 from wayside.client.connection import Channels, Local
 from wayside.client.subscriber import Subscribers, Subscribing, Subscription
@@ -206,7 +207,11 @@ class Hub(InProcess, Subscribing):
     def keeping(self) -> Keeping:
         secrets, clock = self.webhook_secrets, self.clock
         webhooks = Webhooks(secrets=secrets, allow_private=self.webhook_private, clock=clock) if secrets else None
-        return Keeping(self.calls, self.leases, webhooks)
+        calls = self.calls
+        keeping = Keeping(calls, self.leases, webhooks)
+        calls.on_declared, calls.check_callback = keeping.declared, keeping.check
+        calls.attempts.on_ending, calls.attempts.on_ended = keeping.ending, keeping.ended
+        return keeping
 
     @functools.cached_property
     def worker(self) -> LocalWorker:
@@ -220,7 +225,7 @@ class Hub(InProcess, Subscribing):
     @functools.cached_property
     def subscribers(self) -> Subscribers:
         """What runs its subscriptions in its own process."""
-        return Subscribers(self.subscribed, self.client)
+        return Subscribers(self.subscribed, self.client, self.worker.threads)
 
     def on_subscribed(self, subscription: Subscription) -> None:
         if self._loop is not None and self._starting is None and self.subscribes:

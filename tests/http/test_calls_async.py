@@ -18,7 +18,7 @@ from tests.support.services import Holder, offer
 from tests.support.waiting import until
 from tests.support.wire import Response, Wire, request
 from wayside import Hub
-from wayside.calls.call import Outcome
+from wayside.calls.call import AttemptOutcome
 
 ASYNC = {**JSON, "Prefer": "respond-async"}
 
@@ -371,7 +371,9 @@ async def test_what_a_worker_says_of_a_failure_is_made_whole(
     url = await _submit(hub, "hold", b"5")
     await holder.began()
     (call,) = hub.hub.calls.ledger.open.values()
-    hub.hub.calls.finish(call.worker, call.id, call.attempt, Outcome(error=error, again=False), lambda _result: None)
+    hub.hub.calls.attempts.finish(
+        call.worker, call.id, call.attempt, AttemptOutcome(error=error, again=False), lambda _result: None
+    )
     await _ended(hub, url)
     answer = await hub.ask("GET", url + "/result")
     assert answer.status == 500

@@ -15,6 +15,7 @@ from wayside.client.client import Client
 from wayside.client.connection import Channels, WebSocket
 from wayside.client.worker import Remote
 from wayside.core.errors import BadRequest, InvalidInput, Refusal, StoreFull
+from wayside.core.records import Append
 from wayside.link import frames as f
 
 
@@ -100,15 +101,15 @@ async def test_an_item_that_finds_no_room_ends_the_attempt(
 ) -> None:
     """Those that are on their way behind it are refused as well; the hub is told all the same."""
     hub, _url = place
-    append: Callable[..., None] = hub.calls._append
+    append: Callable[..., None] = hub.log.append
 
-    def full(call: Any, record: bytes, done: Callable[[Any], None], *, close: bool = False) -> None:
-        if b'"item"' in record:
+    def full(path: str, appended: Append, done: Callable[[Any], None]) -> None:
+        if any(b'"item"' in record for record in appended.records or ()):
             asyncio.get_running_loop().call_later(0.004, done, StoreFull("full"))
         else:
-            append(call, record, done, close=close)
+            append(path, appended, done)
 
-    monkeypatch.setattr(hub.calls, "_append", full)
+    monkeypatch.setattr(hub.log, "append", full)
     handle = await hub.submit("many")
     with pytest.raises(StoreFull):
         await handle.result(10)

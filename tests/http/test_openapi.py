@@ -19,8 +19,8 @@ from tests.support.services import Size, greet, offer
 from tests.support.waiting import until
 from tests.support.wire import request
 from wayside import Upload
+from wayside.calls.handler import Handler
 from wayside.calls.queue import ServiceSpec
-from wayside.calls.runner import Handler
 from wayside.client.worker import Remote
 from wayside.server.openapi.document import document as document_of
 

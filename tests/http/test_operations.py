@@ -16,7 +16,7 @@ from tests.support.server import JSON, TEXT, Running, Serve, problem_of
 from tests.support.services import offer
 from tests.support.waiting import until
 from tests.support.wire import Response, request
-from wayside.calls.call import Outcome
+from wayside.calls.call import AttemptOutcome
 
 # -- refusals
 
@@ -223,7 +223,7 @@ async def test_calls_are_counted(memory: Running) -> None:
         urls.append((await memory.ask("POST", "/v1/service/narrow", headers, b"1"))["Location"])
     await holder.began()
     (running,) = memory.hub.worker.worker.held.values()
-    memory.hub.calls.finish(memory.hub.worker.worker, running.id, 9, Outcome(), lambda _result: None)
+    memory.hub.calls.attempts.finish(memory.hub.worker.worker, running.id, 9, AttemptOutcome(), lambda _result: None)
     figures = await _figures(memory)
     assert figures["wayside_calls_total{greet}{done}"] == 2
     assert figures["wayside_calls_total{fail}{failed}"] == 1

@@ -25,7 +25,7 @@ from tests.support.calls import Key, PuppetWorker
 from tests.support.embedded import store_of
 from tests.support.log import read_records
 from wayside.calls import call
-from wayside.calls.call import State
+from wayside.calls.call import CallState
 from wayside.core.errors import IdempotencyMismatch, TooManyCalls
 from wayside.link import frames as f
 from wayside.testing import TestHub
@@ -142,7 +142,7 @@ class CallsMachine(RuleBasedStateMachine):
                 member.holds.add(key)
                 member.believes.add(key)
                 member.past.append(key)
-                self.made[key[0]].begun.setdefault(key[1], self.now())
+                self.made[key[0]].begun.setdefault(key[1], member.puppet.given_at[key])
             member.seen = len(member.puppet.given)
 
     def take_away(self, key: Key) -> None:
@@ -395,7 +395,7 @@ class CallsMachine(RuleBasedStateMachine):
         assert set(calls.ledger.open) == {identity for identity, made in self.made.items() if not made.final}
         states = Counter((call.request.service, call.state) for call in calls.ledger.open.values())
         for name, service in calls.services.items():
-            assert service.running == states[name, State.RUNNING]
+            assert service.running == states[name, CallState.RUNNING]
             timed = [c for c in calls.ledger.open.values() if c.request.service == name and c.timer and not c.worker]
             assert service.delayed == len(timed)
             assert name != "narrow" or service.running <= 1 or not service.may_start

@@ -9,7 +9,7 @@ import msgspec
 
 from tests.support.log import read_records
 from tests.support.waiting import turns
-from wayside.calls.call import Call, Request
+from wayside.calls.call import CallRequest, ServiceCall
 from wayside.calls.queue import worker_name
 from wayside.core.codecs import Payload
 from wayside.link import frames as f
@@ -30,6 +30,8 @@ class PuppetWorker:
         self.capacity = capacity
         self.given: list[Key] = []
         """Attempts, in the order in which they came."""
+        self.given_at: dict[Key, float] = {}
+        """When each came last, on the test's monotonic clock."""
         self.yielded: list[int] = []
         """Values that earlier attempts had yielded, for each that came."""
         self.cancelled: list[Key] = []
@@ -57,6 +59,7 @@ class PuppetWorker:
             match frame:
                 case f.RunFrame():
                     self.given.append((frame.call, frame.attempt))
+                    self.given_at[frame.call, frame.attempt] = self._test.clock.monotonic()
                     self.yielded.append(frame.items)
                 case f.CancelFrame():
                     self.cancelled.append((frame.call, frame.attempt))
@@ -107,14 +110,14 @@ class PuppetWorker:
         return answer[3]
 
 
-def find(test: TestHub, identity: str) -> Call:
+def find(test: TestHub, identity: str) -> ServiceCall:
     """A call that is in the hub's memory."""
     call = test.hub.calls.ledger.known(identity)
     assert call is not None
     return call
 
 
-def request(test: TestHub, service: str, value: Any = None, **options: Any) -> Request:
+def request(test: TestHub, service: str, value: Any = None, **options: Any) -> CallRequest:
     return test.hub.calls.request(service, Payload(msgspec.json.encode(value), "application/json"), **options)
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from tests.support.calls import PuppetWorker, events, find, request
 from wayside import Call, CallCancelled, CallFailed
-from wayside.calls.call import FINAL, TRANSITIONS, Event, State
-from wayside.calls.call import Call as CallState
+from wayside.calls.call import FINAL, TRANSITIONS, CallRequest, CallState, Event, ImpossibleEvent, ServiceCall
 from wayside.core.errors import BadRequest, Conflict, IdempotencyMismatch, NotFound, Overloaded, Refusal, TooManyCalls
 from wayside.testing import TestHub
 
@@ -33,23 +32,33 @@ async def worker(test: TestHub, name: str = "one", *services: dict[str, Any] | s
 # -- states
 
 
-@pytest.mark.parametrize("state", State)
-def test_what_may_happen_depends_on_the_state(state: State) -> None:
+@pytest.mark.parametrize("state", CallState)
+def test_what_may_happen_depends_on_the_state(state: CallState) -> None:
     """A call that waits is run or ends, one that runs says something, waits again or ends, and one that has ended is as
     it is."""
     from_queued = {"queued", "running", "failed", "cancelled"}
     from_running = {"progress", "item", "retry", "returned", "done", "failed", "cancelled"}
-    expected = {State.QUEUED: from_queued, State.RUNNING: from_running}.get(state, set())
+    expected = {CallState.QUEUED: from_queued, CallState.RUNNING: from_running}.get(state, set())
     assert {event for event, (states, _) in TRANSITIONS.items() if state in states} == expected
     assert bool(expected) == (state not in FINAL)
+    for event in TRANSITIONS:
+        call = ServiceCall(CallRequest("a", "job", 1), "__call/a", durable=True)
+        call.state = state
+        if event in expected:
+            call.apply(Event(event, 2))
+            assert call.state is TRANSITIONS[event][1]
+        else:
+            with pytest.raises(ImpossibleEvent):
+                call.apply(Event(event, 2))
+            assert call.state is state
 
 
 async def test_an_event_that_is_not_known_changes_nothing(test: TestHub) -> None:
     """The record of another version of the hub is passed over."""
     await worker(test)
-    call = CallState(request(test, "job"), "__call/a", durable=True)
+    call = ServiceCall(request(test, "job"), "__call/a", durable=True)
     call.apply(Event("teleported", 1))
-    assert (call.state, call.attempt) == (State.QUEUED, 0)
+    assert (call.state, call.attempt) == (CallState.QUEUED, 0)
 
 
 async def test_a_call_is_its_stream(test: TestHub) -> None:
@@ -101,7 +110,7 @@ async def test_attempts_are_counted(test: TestHub) -> None:
     await two.finish((handle.id, 4), "done")
     assert one.given == [(handle.id, number) for number in (1, 2, 3)]
     assert (await handle.status()).attempt == 4
-    assert test.hub.calls.attempts == 4
+    assert test.hub.calls.attempts.begun == 4
     assert await events(test.hub.log, handle.id) == [
         *("running", "retry", "running", "returned", "running", "retry", "running", "done")
     ]
@@ -115,7 +124,7 @@ async def test_a_retry_waits_with_jitter(test: TestHub, monkeypatch: pytest.Monk
         bounds.append((low, high))
         return high
 
-    monkeypatch.setattr(test.hub.calls._random, "uniform", uniform)
+    monkeypatch.setattr(test.hub.calls.attempts.random, "uniform", uniform)
     spec = {"name": "job", "retries": 4, "backoff_s": 2.0, "backoff_s_max": 10.0}
     one = await worker(test, "one", spec)
     handle = await test.submit("job")
@@ -210,10 +219,10 @@ async def test_what_can_never_succeed_is_not_retried(error: BaseException, attem
         assert len(ran) == attempts
 
 
-async def _until_it_rests(test: TestHub, identity: str) -> State:
+async def _until_it_rests(test: TestHub, identity: str) -> CallState:
     """Threads take their own time."""
     async with asyncio.timeout(10):
-        while find(test, identity).state is State.RUNNING:  # noqa: ASYNC110 - there is no event to wait for
+        while find(test, identity).state is CallState.RUNNING:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.001)
     await test.settle()
     return find(test, identity).state
@@ -308,7 +317,7 @@ async def test_a_call_that_waits_is_cancelled(test: TestHub) -> None:
     delayed = await test.submit("job", delay=10)
     await one.fail((running.id, 1))
     await one.hand_back((queued.id, 1))
-    assert find(test, queued.id).state is State.RUNNING
+    assert find(test, queued.id).state is CallState.RUNNING
     second = await test.submit("job")
     for handle in (running, second, delayed):
         assert (await handle.cancel()).state == "cancelled"

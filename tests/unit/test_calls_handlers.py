@@ -13,8 +13,8 @@ from tests.support.calls import events, find
 from tests.support.disk import Gate
 from tests.support.waiting import turns, until
 from wayside import Call, CallFailed, Refusal
-from wayside.calls.call import State
-from wayside.calls.runner import UNACKNOWLEDGED_MAX
+from wayside.calls.call import CallState
+from wayside.calls.handler import UNACKNOWLEDGED_MAX
 from wayside.core.errors import Conflict, StoreFull
 from wayside.testing import TestHub
 
@@ -257,7 +257,7 @@ async def test_a_plain_function_sees_that_it_is_cancelled(test: TestHub) -> None
     await until(begun.is_set)
     await handle.cancel()
     await until(seen.is_set)
-    assert find(test, handle.id).state is State.CANCELLED
+    assert find(test, handle.id).state is CallState.CANCELLED
 
 
 async def test_what_a_handler_raises_is_told_without_its_data(test: TestHub) -> None:

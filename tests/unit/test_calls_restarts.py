@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.calls import PuppetWorker, events, find
 from wayside import Call, CallFailed, UnknownOutcome
-from wayside.calls.call import State
+from wayside.calls.call import CallState
 from wayside.testing import TestHub, point
 
 LEASE_S = 15.0
@@ -46,7 +46,7 @@ async def test_a_queued_call_outlives_the_hub(test: TestHub, gone: Callable[[], 
         options: dict[str, Any] = {"idempotency_key": f"key {number}"} if number % 2 else {}
         handles.append(await test.submit("job", number, priority=9 if number == 4 else 0, **options))
     await gone()
-    assert [find(test, handle.id).state for handle in handles] == [State.QUEUED] * 6
+    assert [find(test, handle.id).state for handle in handles] == [CallState.QUEUED] * 6
     one.capacity = 1
     one.connect()
     await test.settle()
@@ -80,7 +80,7 @@ async def test_a_pause_outlives_the_hub(test: TestHub, gone: Callable[[], Awaita
     due_ms = find(test, handle.id).due_ms
     await gone()
     call = find(test, handle.id)
-    assert (call.state, call.failures, call.attempt, call.due_ms) == (State.QUEUED, 1, 1, due_ms)
+    assert (call.state, call.failures, call.attempt, call.due_ms) == (CallState.QUEUED, 1, 1, due_ms)
     one.connect()
     await test.advance((due_ms - test.clock.wall_ms()) / 1000 - 0.01)
     assert one.given == [(handle.id, 1)]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.calls import PuppetWorker, events, find
 from tests.support.disk import Gate
-from wayside.calls.call import State
+from wayside.calls.call import CallState
 from wayside.calls.queue import worker_name
 from wayside.core.errors import Conflict, Fenced, TooManyCalls
 from wayside.link import frames as f
@@ -212,9 +212,9 @@ async def test_a_lease_that_is_renewed_lasts(test: TestHub) -> None:
     for _ in range(10):
         await test.advance(LEASE_S - 1)
         one.renew()
-    assert find(test, handle.id).state is State.RUNNING
+    assert find(test, handle.id).state is CallState.RUNNING
     await test.advance(LEASE_S + 1)
-    assert find(test, handle.id).state is State.QUEUED
+    assert find(test, handle.id).state is CallState.QUEUED
     with pytest.raises(Fenced) as fenced:
         one.renew()
     assert fenced.value.code == "lease-over"
@@ -244,7 +244,7 @@ async def test_a_lost_worker_is_fenced(test: TestHub, retries: int) -> None:
     await test.settle()
     assert one.lost == [key]
     if not retries:
-        assert find(test, handle.id).state is State.FAILED
+        assert find(test, handle.id).state is CallState.FAILED
         await refused()
         return
     assert one.given[-1] == (handle.id, 2)  # it is as good as any other
@@ -348,7 +348,7 @@ async def test_nobody_speaks_for_another(test: TestHub) -> None:
         assert await two.finish(key) == "attempt-fenced"
         assert await two.emit(key, 0, 1) == "attempt-fenced"
     assert await one.finish((handle.id, 2)) == "attempt-fenced"
-    assert find(test, handle.id).state is State.RUNNING
+    assert find(test, handle.id).state is CallState.RUNNING
 
 
 # -- connections that break
@@ -381,7 +381,7 @@ async def test_a_worker_is_given_again_what_never_came(test: TestHub) -> None:
     await test.settle()
     assert one.given == [(first.id, 1)]
     assert find(test, first.id).attempt == 1
-    assert test.hub.calls.attempts == 1
+    assert test.hub.calls.attempts.begun == 1
 
 
 async def test_a_worker_that_is_not_connected_is_given_nothing(test: TestHub) -> None:
@@ -391,11 +391,11 @@ async def test_a_worker_that_is_not_connected_is_given_nothing(test: TestHub) ->
     one.disconnect()
     second = await test.submit("job")
     third = await test.submit("job")
-    assert find(test, second.id).state is State.QUEUED
+    assert find(test, second.id).state is CallState.QUEUED
     one.connect([(first.id, 1)])
     await test.settle()
     assert one.given == [(first.id, 1), (second.id, 1)]
-    assert find(test, third.id).state is State.QUEUED
+    assert find(test, third.id).state is CallState.QUEUED
 
 
 async def test_a_worker_is_told_of_what_was_cancelled_meanwhile(test: TestHub) -> None:
@@ -463,7 +463,7 @@ async def test_a_worker_lost_before_its_next_attempt_is_kept_never_had_it(test: 
     await test.settle()
     assert one.given == [(blocker.id, 1)]
     assert await events(test.hub.log, handle.id) == ["queued", "running", "returned"]
-    assert find(test, handle.id).state is State.QUEUED
+    assert find(test, handle.id).state is CallState.QUEUED
     assert await blocker.result() == 1
 
 

@@ -168,7 +168,7 @@ async def test_plain_functions_run_in_threads() -> None:
     async with TestHub(subscribed(bill, concurrency=1)) as test:
         await test.client.publish("orders/eu", {"x": 1}, {"x": 2})
         await test.settle()
-        assert all(name.startswith("wayside-subscriber") for name in names)
+        assert all(name.startswith("wayside-handler") for name in names)
         assert await records(test, "bills") == [b"1", b"2", b'"waited"']
 
 

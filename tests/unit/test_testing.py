@@ -217,9 +217,9 @@ async def test_a_stalled_worker_is_fenced() -> None:
         go_on.set()
         await test.settle()
         assert one.stalled
-        fenced = test.hub.calls.fenced
+        fenced = test.hub.calls.attempts.fenced
         await one.resume()
-        assert test.hub.calls.fenced > fenced
+        assert test.hub.calls.attempts.fenced > fenced
         assert await handle.result() == 2
         assert ran == [1, 2]
         test.workers[1].crash()

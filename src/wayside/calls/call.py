@@ -19,12 +19,13 @@ from wayside.core.errors import BadRequest
 from wayside.core.records import media_type
 
 __all__ = [
-    "Call",
+    "AttemptOutcome",
+    "CallRequest",
+    "CallState",
     "Event",
+    "ImpossibleEvent",
     "KEYED",
-    "Outcome",
-    "Request",
-    "State",
+    "ServiceCall",
     "fingerprint",
     "keyed_id",
     "may_be_before",
@@ -38,7 +39,7 @@ UNSET = msgspec.UNSET
 PRIORITY_MAX = 100
 
 
-class State(enum.StrEnum):
+class CallState(enum.StrEnum):
     """Where a call stands."""
 
     QUEUED = "queued"
@@ -48,23 +49,28 @@ class State(enum.StrEnum):
     CANCELLED = "cancelled"
 
 
-TRANSITIONS: Mapping[str, tuple[frozenset[State], State]] = {
-    "queued": (frozenset({State.QUEUED}), State.QUEUED),
-    "running": (frozenset({State.QUEUED}), State.RUNNING),
-    "progress": (frozenset({State.RUNNING}), State.RUNNING),
-    "item": (frozenset({State.RUNNING}), State.RUNNING),
-    "retry": (frozenset({State.RUNNING}), State.QUEUED),
-    "returned": (frozenset({State.RUNNING}), State.QUEUED),
-    "done": (frozenset({State.RUNNING}), State.DONE),
-    "failed": (frozenset({State.QUEUED, State.RUNNING}), State.FAILED),
-    "cancelled": (frozenset({State.QUEUED, State.RUNNING}), State.CANCELLED),
+TRANSITIONS: Mapping[str, tuple[frozenset[CallState], CallState]] = {
+    "queued": (frozenset({CallState.QUEUED}), CallState.QUEUED),
+    "running": (frozenset({CallState.QUEUED}), CallState.RUNNING),
+    "progress": (frozenset({CallState.RUNNING}), CallState.RUNNING),
+    "item": (frozenset({CallState.RUNNING}), CallState.RUNNING),
+    "retry": (frozenset({CallState.RUNNING}), CallState.QUEUED),
+    "returned": (frozenset({CallState.RUNNING}), CallState.QUEUED),
+    "done": (frozenset({CallState.RUNNING}), CallState.DONE),
+    "failed": (frozenset({CallState.QUEUED, CallState.RUNNING}), CallState.FAILED),
+    "cancelled": (frozenset({CallState.QUEUED, CallState.RUNNING}), CallState.CANCELLED),
 }
-"""Event: from which states, to which. Everything else is refused."""
-
-FINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED})
+"""Event: from which states, to which. Everything else raises :class:`ImpossibleEvent`."""
 
 
-class Request(msgspec.Struct, omit_defaults=True, gc=False):
+class ImpossibleEvent(RuntimeError):
+    """A mistake of ours: a call was to take what cannot happen to it as it is."""
+
+
+FINAL = frozenset({CallState.DONE, CallState.FAILED, CallState.CANCELLED})
+
+
+class CallRequest(msgspec.Struct, omit_defaults=True, gc=False):
     """The first record of a call's stream: what was asked for. Readers of the stream are not given it."""
 
     id: str
@@ -112,8 +118,8 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
         return Payload(bytes(self.data), self.content_type or "application/json")
 
 
-encode: Callable[[Request | Event], bytes] = msgspec.json.Encoder().encode
-decode_request = msgspec.json.Decoder(Request).decode
+encode: Callable[[CallRequest | Event], bytes] = msgspec.json.Encoder().encode
+decode_request = msgspec.json.Decoder(CallRequest).decode
 decode_event = msgspec.json.Decoder(Event).decode
 
 
@@ -164,7 +170,7 @@ def fingerprint(payload: Payload, query: Mapping[str, list[str]]) -> str:
     return digest.hexdigest()[:32]
 
 
-class Outcome(msgspec.Struct, gc=False):
+class AttemptOutcome(msgspec.Struct, gc=False):
     """How an attempt ended: with a payload, or with a problem document. ``again`` is false where another attempt would
     end the same way."""
 
@@ -173,8 +179,8 @@ class Outcome(msgspec.Struct, gc=False):
     again: bool = True
 
 
-class Call:
-    """One call. ``done`` callbacks are told when it has ended, with the call."""
+class ServiceCall:
+    """A call as the hub has it. ``done`` callbacks are told when it has ended, with the call."""
 
     __slots__ = (
         "acks",
@@ -187,6 +193,7 @@ class Call:
         "ended_ms",
         "error",
         "failures",
+        "id",
         "items",
         "order",
         "path",
@@ -206,11 +213,12 @@ class Call:
         "worker_id",
     )
 
-    def __init__(self, request: Request, path: str, *, durable: bool) -> None:
+    def __init__(self, request: CallRequest, path: str, *, durable: bool) -> None:
+        self.id = request.id
         self.request = request
         self.path = path
         self.durable = durable
-        self.state = State.QUEUED
+        self.state = CallState.QUEUED
         self.attempt = 0
         """Grants to a worker so far."""
         self.failures = 0
@@ -232,7 +240,7 @@ class Call:
         self.worker: Any = None
         self.spec: Any = None
         self.timer: Any = None
-        self.waiters: list[Callable[[Call], None]] = []
+        self.waiters: list[Callable[[ServiceCall], None]] = []
         self.settling = False
         """A record of it is on the way to the disk: nothing else happens to it before that is kept."""
         self.acks: list[Callable[[Any], None]] = []
@@ -248,30 +256,27 @@ class Call:
         self.order = 0
 
     @property
-    def id(self) -> str:
-        return self.request.id
-
-    @property
     def final(self) -> bool:
         return self.state in FINAL
 
     @property
     def waits(self) -> bool:
         """Whether it can be granted."""
-        return self.state is State.QUEUED and not self.settling
+        return self.state is CallState.QUEUED and not self.settling
 
     def __repr__(self) -> str:
         return f"<Call {self.id} {self.request.service} {self.state} attempt {self.attempt}>"
 
-    def may(self, event: str) -> bool:
-        """Whether the event is possible now."""
-        return self.state in TRANSITIONS[event][0]
-
     def apply(self, event: Event) -> None:
-        """Take a record. Those of an earlier version that are not known here change nothing."""
-        if event.event not in TRANSITIONS:
+        """Take a record. One of another version, whose event is not known here, changes nothing. Raises
+        :class:`ImpossibleEvent` for what cannot happen to a call in its state."""
+        transition = TRANSITIONS.get(event.event)
+        if transition is None:
             return
-        self.state = TRANSITIONS[event.event][1]
+        before, after = transition
+        if self.state not in before:
+            raise ImpossibleEvent(f"{event.event} cannot happen to {self!r}")
+        self.state = after
         match event.event:
             case "running":
                 self.attempt = event.attempt
@@ -314,7 +319,7 @@ class Call:
             status["ended_ms"] = self.ended_ms
         if self.request.priority:
             status["priority"] = self.request.priority
-        if self.request.not_before_ms and self.state is State.QUEUED:
+        if self.request.not_before_ms and self.state is CallState.QUEUED:
             status["not_before_ms"] = self.request.not_before_ms
         if self.progress is not None:
             status["progress"] = self.progress
@@ -361,13 +366,13 @@ def request_of(
     callback: str = "",
     parent: str = "",
     durable: bool = True,
-) -> Request:
+) -> CallRequest:
     """What was asked for. Raises :class:`BadRequest` where it makes no sense."""
     kind = payload.content_type
     json = json_of(payload.data) if kind == "application/json" else msgspec.UNSET
     body: dict[str, Any] = {"base64": payload.data} if json is msgspec.UNSET else {"json": json}
     if not (key or query or priority or delay_s or callback or parent):
-        return Request(new_id(now_ms), service, now_ms, content_type=kind, accept=accept or None, **body)
+        return CallRequest(new_id(now_ms), service, now_ms, content_type=kind, accept=accept or None, **body)
     if not -PRIORITY_MAX <= priority <= PRIORITY_MAX:
         raise BadRequest(f"A priority is from {-PRIORITY_MAX} to {PRIORITY_MAX}.", code="parameter-invalid")
     if not 0 <= delay_s <= DELAY_S_MAX:
@@ -376,7 +381,7 @@ def request_of(
         raise BadRequest(f"An idempotency key has up to {KEY_CHARACTERS_MAX} characters.", code="parameter-invalid")
     if delay_s and not (durable or key):
         raise BadRequest("Only a call that is submitted can start later.", code="delay-needs-submit")
-    return Request(
+    return CallRequest(
         keyed_id(service, key) if key else new_id(now_ms),
         service,
         now_ms,

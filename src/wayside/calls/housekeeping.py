@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from wayside.calls.call import KEYED, Call, State, may_be_before
+from wayside.calls.call import KEYED, CallState, ServiceCall, may_be_before
 from wayside.calls.ledger import CALLS
 from wayside.calls.queue import ServiceSpec
 from wayside.calls.services import Calls
@@ -48,7 +48,8 @@ class _Callback(msgspec.Struct, omit_defaults=True):
 
 
 class Keeping:
-    """Works for ``calls``. ``webhooks`` None: nobody can ask to be told of an end."""
+    """Works for ``calls``, whose callbacks its :meth:`declared`, :meth:`check`, :meth:`ending` and :meth:`ended` are to be.
+    ``webhooks`` None: nobody can ask to be told of an end."""
 
     def __init__(self, calls: Calls, leases: Leases, webhooks: Webhooks | None) -> None:
         self._calls = calls
@@ -57,18 +58,16 @@ class Keeping:
         self._webhooks = webhooks
         self._cursor = ""
         self._stopped = False
-        calls.on_declared = self._declared
-        calls.on_ending = self._due
-        calls.on_ended = self._ended
-        calls.check_callback = self._check
+        self._reading = False
+        """What is declared now is what it kept."""
 
     async def start(self) -> None:
         """Take up what the hub knew before. Its log is open."""
         calls = self._calls
-        calls.on_declared = None
+        self._reading = True
         async for record in self._records(DECLARED):
             calls.declare(msgspec.json.decode(record, type=ServiceSpec))
-        calls.on_declared = self._declared
+        self._reading = False
         await self._leases.recover()
         due: dict[str, str] = {}
         async for record in self._records(CALLBACKS):
@@ -131,12 +130,15 @@ class Keeping:
 
     # -- services
 
-    def _declared(self, spec: ServiceSpec) -> None:
-        self._append(DECLARED, spec)
+    def declared(self, spec: ServiceSpec) -> None:
+        """A service is declared, as it was not before."""
+        if not self._reading:
+            self._append(DECLARED, spec)
 
     # -- callbacks
 
-    def _check(self, url: str) -> None:
+    def check(self, url: str) -> None:
+        """Raises what is wrong with a URL that is to be told of the end of a call."""
         if self._webhooks is None:
             raise BadRequest(
                 "This hub sends no callbacks: it has no secret to sign them with. Start it with --webhook-secret.",
@@ -144,19 +146,20 @@ class Keeping:
             )
         self._webhooks.check(url)
 
-    def _due(self, call: Call) -> None:
+    def ending(self, call: ServiceCall) -> None:
         """In the commit that ends the call: whoever crashes then finds it when it starts."""
         self._append(CALLBACKS, _Callback(call.id, call.request.callback))
 
-    def _ended(self, call: Call) -> None:
+    def ended(self, call: ServiceCall) -> None:
+        """Its callback is due for certain."""
         if call.request.callback:
             self._send(call)
 
-    def _send(self, call: Call) -> None:
+    def _send(self, call: ServiceCall) -> None:
         if self._webhooks is None or self._stopped:
             return
         document: dict[str, Any] = call.status()
-        if call.state is State.DONE and call.result is not None and call.result.content_type == "application/json":
+        if call.state is CallState.DONE and call.result is not None and call.result.content_type == "application/json":
             document["result"] = msgspec.Raw(call.result.data)
         body = msgspec.json.encode(
             {"type": f"call.{call.state.value}", "timestamp": _rfc3339(call.ended_ms), "data": document}
@@ -216,11 +219,10 @@ class Keeping:
                 break
             if not info.closed:
                 continue
+            identity = info.path[len(CALLS) :]
             with contextlib.suppress(Refusal):  # it may have gone by itself meanwhile
-                stream = self._log.find(info.path, touch=False)
-                last = await stream.read(stream.tail - 1, 1)
-                if last and last[-1].time_ms < before_ms:
-                    self._calls.ledger.let_go(info.path[len(CALLS) :])
+                if (await self._calls.ledger.load(identity)).ended_ms < before_ms:
+                    self._calls.ledger.let_go(identity)
                     self._log.delete(info.path, _note)
                     gone += 1
         return gone

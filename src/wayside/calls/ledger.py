@@ -6,7 +6,7 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 
-from wayside.calls.call import UNSET, Call, Event, State, decode_event, decode_request, encode, fields_of
+from wayside.calls.call import UNSET, CallState, Event, ServiceCall, decode_event, decode_request, encode, fields_of
 from wayside.core.callbacks import Done
 from wayside.core.errors import NotFound, Refusal
 from wayside.core.records import JSON, Create, Durability, StreamConfig
@@ -32,8 +32,8 @@ class Ledger:
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self.open: dict[str, Call] = {}
-        self.recent: OrderedDict[str, Call] = OrderedDict()
+        self.open: dict[str, ServiceCall] = {}
+        self.recent: OrderedDict[str, ServiceCall] = OrderedDict()
         self._recent_bytes = 0
         self.ended: dict[tuple[str, str], int] = {}
         """How many, by service and state."""
@@ -44,7 +44,7 @@ class Ledger:
     def __repr__(self) -> str:
         return f"<Ledger {len(self.open)} open, {len(self.recent)} recent>"
 
-    def enter(self, call: Call) -> None:
+    def enter(self, call: ServiceCall) -> None:
         """A call that has not ended."""
         self._orders += 1
         call.order = self._orders
@@ -52,7 +52,7 @@ class Ledger:
         if call.request.parent:
             self.children.setdefault(call.request.parent, set()).add(call.id)
 
-    def forget(self, call: Call) -> None:
+    def forget(self, call: ServiceCall) -> None:
         """It is none of those that have not ended."""
         identity = call.id
         self.open.pop(identity, None)
@@ -62,7 +62,7 @@ class Ledger:
             if not siblings:
                 del self.children[parent]
 
-    def close(self, call: Call) -> None:
+    def close(self, call: ServiceCall) -> None:
         """It has ended."""
         self.forget(call)
         self.recent[call.id] = call
@@ -82,7 +82,7 @@ class Ledger:
         if call is not None:
             self._recent_bytes -= _size(call)
 
-    def known(self, identity: str) -> Call | None:
+    def known(self, identity: str) -> ServiceCall | None:
         """A call that is in memory."""
         return self.open.get(identity) or self.recent.get(identity)
 
@@ -93,7 +93,7 @@ class Ledger:
         except Refusal:
             return False
 
-    async def load(self, identity: str) -> Call:
+    async def load(self, identity: str) -> ServiceCall:
         """A call, read from its stream if need be. Raises :class:`NotFound`."""
         call = self.known(identity)
         if call is None:
@@ -105,21 +105,21 @@ class Ledger:
                 self._bound()
         return call
 
-    async def read(self, identity: str) -> Call:
+    async def read(self, identity: str) -> ServiceCall:
         """A call as its stream has it."""
         try:
             stream = self._log.find(call_path(identity), touch=False)
         except Refusal as refusal:
             raise no_such_call(identity) from refusal
-        call: Call | None = None
-        at = 0
+        call: ServiceCall | None = None
+        at = stream.start
         while at < stream.tail:
             for batch in await stream.read(at, self._log.limits.read_bytes_max):
                 at = batch.end
                 for record in batch.records:
                     if call is None:
                         durable = stream.config.durability is not Durability.MEMORY
-                        call = Call(decode_request(record), stream.path, durable=durable)
+                        call = ServiceCall(decode_request(record), stream.path, durable=durable)
                         call.streamed = True
                     else:
                         call.apply(decode_event(record))
@@ -127,7 +127,7 @@ class Ledger:
             raise no_such_call(identity)
         return call
 
-    def stream(self, call: Call, done: Done | None = None) -> None:
+    def stream(self, call: ServiceCall, done: Done | None = None) -> None:
         """Have a stream for a call in memory that has none yet; ``done`` is called once it can be read."""
         if call.streamed:
             if done is not None:
@@ -135,7 +135,7 @@ class Ledger:
             return
         call.streamed = True
         records = [encode(call.request)]
-        if call.started_ms and call.state is not State.QUEUED:
+        if call.started_ms and call.state is not CallState.QUEUED:
             records.append(encode(Event("running", call.started_ms, call.attempt, worker=call.worker_id)))
         else:
             records.append(encode(Event("queued", call.created_ms)))
@@ -159,7 +159,7 @@ class Ledger:
                 with contextlib.suppress(NotFound):
                     self._log.find(call.path)
 
-    def unless_read(self, call: Call, then: Callable[[], None]) -> None:
+    def unless_read(self, call: ServiceCall, then: Callable[[], None]) -> None:
         """Call ``then`` when nobody follows a call in memory: now, or when the last has gone."""
         try:
             stream = self._log.find(call.path, touch=False) if call.streamed else None
@@ -171,12 +171,12 @@ class Ledger:
             then()
 
     @staticmethod
-    def _last_of(call: Call) -> Event:
+    def _last_of(call: ServiceCall) -> Event:
         result = fields_of(call.result) if call.result is not None else {}
         return Event(call.state.value, call.ended_ms, call.attempt, error=call.error, **result)
 
 
-def _size(call: Call) -> int:
+def _size(call: ServiceCall) -> int:
     """What it was given and gave, in bytes."""
     request = call.request
     given = len(request.base64) if request.json is UNSET else memoryview(request.json).nbytes

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 import msgspec
 
-from wayside.calls.call import Call
+from wayside.calls.call import ServiceCall
 from wayside.core.codecs import Payload
 from wayside.core.errors import BadRequest
 
-__all__ = ["NAME", "Entry", "Service", "ServiceSpec", "Worker", "WorkerLink", "spec_of", "worker_name"]
+__all__ = ["NAME", "Queued", "Service", "ServiceSpec", "Worker", "WorkerLink", "spec_of", "worker_name"]
 
 
 class ServiceSpec(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -69,7 +69,7 @@ def worker_name(secret: str) -> str:
 class WorkerLink(Protocol):
     """The hub's way to whatever runs handlers."""
 
-    def run(self, call: Call) -> None:
+    def run(self, call: ServiceCall) -> None:
         """Run the attempt that the call is at."""
         ...
 
@@ -89,7 +89,7 @@ class Worker:
         self.capacity = capacity
         self.link = link
         """None while it is not connected."""
-        self.held: dict[str, Call] = {}
+        self.held: dict[str, ServiceCall] = {}
         self.stopping = False
         self.lease_s = 0.0
         """0: it lives as long as the hub."""
@@ -117,7 +117,7 @@ class Worker:
         return f"<Worker {self.id} {len(self.held)}/{self.capacity} {'' if self.link else 'not connected'}>"
 
 
-Entry = tuple[bool, int, int, Call]
+Queued = tuple[bool, int, int, ServiceCall]
 """What waits: whether it is no step, its priority, negated, and its order."""
 
 
@@ -136,7 +136,7 @@ class Service:
         self.running = 0
         self.delayed = 0
         """Calls that wait for their time."""
-        self._heap: list[Entry] = []
+        self._heap: list[Queued] = []
 
     def __repr__(self) -> str:
         return f"<Service {self.name} running {self.running} waiting {self.waiting} workers {len(self.workers)}>"
@@ -164,16 +164,16 @@ class Service:
     def may_start(self) -> bool:
         return not self.spec.concurrency or self.running < self.spec.concurrency
 
-    def push(self, call: Call) -> None:
+    def push(self, call: ServiceCall) -> None:
         heapq.heappush(self._heap, (not call.request.parent, -call.request.priority, call.order, call))
 
-    def head(self) -> Entry | None:
+    def head(self) -> Queued | None:
         """What is next, if it may start."""
         while self._heap and not self._heap[0][-1].waits:
             heapq.heappop(self._heap)
         return self._heap[0] if self._heap and self.may_start else None
 
-    def pop(self) -> Call:
+    def pop(self) -> ServiceCall:
         return heapq.heappop(self._heap)[-1]
 
     def choose(self, waiting: Container[str] | None = None) -> Worker | None:

@@ -1,449 +1,160 @@
-"""Runs handlers: coroutines on the event loop, plain functions in threads, and what they yield as it comes.
+"""Runs handlers: coroutines on the event loop, plain functions in one bounded pool of threads.
 
-A :class:`Runner` knows nothing of where calls come from: it is handed attempts and tells a :class:`Report` what became
-of them. The hub's own process has one, and each ``wayside work``.
+A :class:`Runner` knows nothing of what is handled, nor of whom the result is for: attempts at calls
+(:mod:`wayside.calls.handler`) and records of groups (:mod:`wayside.client.subscriber`) are handed to one each, together
+with what handles them. All runners of a process share its :class:`Threads`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping
-from concurrent.futures import Future as ConcurrentFuture
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
-from urllib.parse import quote
+from typing import Any, Generic, TypeVar
 
-import msgspec
-import structlog
+__all__ = ["Runner", "Running", "Threads", "trace_of"]
 
-from wayside.calls.call import Outcome, plain
-from wayside.calls.queue import ServiceSpec
-from wayside.core.codecs import Payload, encode
-from wayside.core.errors import CallFailed, Fenced, Refusal
-from wayside.core.signature import Signature, schemas
+THREADS_MAX = 128
+"""Plain functions that run at one time in one process. Others wait; a thread is made only when there is work for it."""
 
-__all__ = ["Attempt", "Call", "Handler", "Report", "Runner"]
-
-UNACKNOWLEDGED_MAX = 256
-"""Values that a handler may be ahead of the hub before it waits."""
-THREADS_MAX = 64
-"""Plain functions that run at one time in one process."""
-
-T = TypeVar("T")
-_log = structlog.get_logger("wayside.worker")
+Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
 
 
-class Handler:
-    """A function that runs a service, and how it is to be run."""
+class Threads:
+    """Where plain functions run, be they handlers of calls or of records: they may block."""
 
-    __slots__ = ("function", "signature", "spec")
+    __slots__ = ("_pool",)
 
-    def __init__(self, function: Callable[..., Any], spec: ServiceSpec) -> None:
-        self.function = function
-        self.signature = Signature(function, call_type=Call)
-        described = {"streams": self.signature.streams, "description": self.signature.description}
-        self.spec = msgspec.structs.replace(spec, **described, interface=interface_of(self.signature))
-
-
-def interface_of(signature: Signature) -> dict[str, Any]:
-    """What a handler takes and gives, for the OpenAPI document of a hub: media types, and JSON Schemas that refer to
-    ``$defs`` beside them. Plain values, equal to themselves after a way through JSON."""
-    (described,), defs = schemas([signature], "#/$defs/{name}")
-    try:
-        signature.bind(Payload(b""))
-    except Refusal:
-        required = True
-    else:
-        required = False
-    interface = {
-        "takes": signature.media_types_in(),
-        "gives": [*signature.media_types_out(), *(["*/*"] if signature.returns is Any else [])],
-        "required": required,
-        **described._asdict(),
-        "$defs": defs,
-    }
-    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(interface))
-    return plain
-
-
-class Attempt(NamedTuple):
-    """One attempt of one call, as a runner is handed it."""
-
-    call: str
-    attempt: int
-    service: str
-    payload: Payload
-    accept: str | None
-    query: Mapping[str, list[str]]
-    items: int
-    """Values that earlier attempts have yielded."""
-    durable: bool
-
-
-class Report(Protocol):
-    """Who is told what becomes of attempts. ``emit`` calls back with None, or with what it was refused for."""
-
-    def emit(
-        self, call: str, attempt: int, seq: int, kind: str, payload: Payload, done: Callable[[Exception | None], None]
-    ) -> None: ...
-
-    def finish(self, call: str, attempt: int, outcome: Outcome) -> None: ...
-
-    def opener(self, path: str) -> AsyncIterator[bytes]:
-        """The records of a byte stream, from its start to its end."""
-        ...
-
-    def client(self) -> Any:
-        """How a handler calls other services."""
-        ...
-
-
-class Call:
-    """The call that a handler is running: annotate a parameter with it to be given it.
-
-    ``id`` is its name at ``/v1/call/``, ``attempt`` counts from 1, ``yielded`` are the values that earlier attempts
-    have yielded: a handler that can go on behind them skips so many. Its methods can be awaited in a coroutine; in a
-    plain function, which runs in a thread, they wait by themselves.
-    """
-
-    __slots__ = (
-        "_emitted",
-        "_loop",
-        "_publications",
-        "_refused",
-        "_report",
-        "_room",
-        "_steps",
-        "_threads_wait",
-        "attempt",
-        "cancelled",
-        "durable",
-        "failed_step",
-        "id",
-        "service",
-        "waits",
-        "yielded",
-    )
-
-    def __init__(self, attempt: Attempt, report: Report, loop: asyncio.AbstractEventLoop) -> None:
-        self.id = attempt.call
-        self.attempt = attempt.attempt
-        self.service = attempt.service
-        self.durable = attempt.durable
-        self.yielded = attempt.items
-        self.cancelled = False
-        """Nobody wants the result any more. A coroutine is cancelled; a plain function has to look here."""
-        self._report = report
-        self._loop = loop
-        self._emitted = 0
-        self._room: asyncio.Semaphore | None = None
-        self._refused: Exception | None = None
-        """What was not kept of what the handler sent: nothing can follow it, so the attempt is at its end."""
-        self._threads_wait: set[ConcurrentFuture[Any]] = set()
-        self._steps = 0
-        self._publications = 0
-        self.waits = 0
-        """Steps that it waits for: to be handed back in between costs it nothing."""
-        self.failed_step: Refusal | None = None
-        """What a step failed with: a step is made once, so another attempt would find the same."""
-
-    def __repr__(self) -> str:
-        return f"<Call {self.id} of {self.service}, attempt {self.attempt}>"
-
-    def progress(self, value: Any = None, **fields: Any) -> Awaitable[None]:
-        """Tell everybody who follows the call how far it is: a record of its stream, kept when this returns.
-
-        ``value`` is usually a number from 0 to 1; ``fields`` such as ``step="compress"`` stand beside it. Raises
-        :class:`~wayside.Refusal` where the attempt is not this worker's any more.
-        """
-        data = {"value": value, **fields} if value is not None else fields
-        return self._wait(self._emit("progress", encode(data, "application/json")))
-
-    def step(self, service: str, *arguments: Any, name: str = "", **keywords: Any) -> Awaitable[Any]:
-        """Call another service as a step of this call: once, however often this handler is run. Returns its result, at
-        once where an earlier attempt had it. Its progress is shown as progress of this call. Raises what it failed
-        with. ``name`` tells steps apart whose order may change from attempt to attempt."""
-        self._steps += 1
-        key = name or str(self._steps)
-        return self._wait(self._waited(self._step(service, key, arguments, keywords)))
-
-    async def _waited(self, step: Coroutine[Any, Any, T]) -> T:
-        self.waits += 1
-        try:
-            return await step
-        finally:
-            self.waits -= 1
-
-    async def _step(self, service: str, key: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        client = self._report.client()
-        identity = f"{self.id}/{key}"
-        handle = await client.submit(service, *arguments, idempotency_key=identity, parent=self.id, **keywords)
-        if self.attempt == 1 or not (await handle.status()).ended:  # else an earlier attempt has shown its progress
-            async for event in handle.events():
-                if event.kind == "progress":
-                    fields = event.data if isinstance(event.data, dict) else {"value": event.data}
-                    await self._emit("progress", encode({"step": service, **fields}, "application/json"))
-        try:
-            return await handle.result()
-        except Refusal as refusal:
-            if (await handle.status()).ended:
-                self.failed_step = refusal
-            raise
-
-    def publish(self, stream: str, *records: Any) -> Awaitable[str]:
-        """Append records to a JSON stream, which is made if need be: once, however often this handler is run, as long as
-        its attempts publish in the same order. Returns the offset after them. Raises what the append is refused for."""
-        self._publications += 1
-        return self._wait(self._publish(stream, self._publications, records))
-
-    async def _publish(self, stream: str, number: int, records: tuple[Any, ...]) -> str:
-        client = self._report.client()
-        target = "/v1/stream/" + quote(stream, safe="/")
-        headers = {"Content-Type": "application/json", "Producer-Id": f"{self.id}/{number}"}
-        headers |= {"Producer-Epoch": "0", "Producer-Seq": "0"}
-        body = encode(list(records), "application/json").data
-        try:
-            answer = await client.request("POST", target, headers, body)
-        except Refusal as refusal:
-            if refusal.code != "stream-not-found":
-                raise
-            await client.create(stream)
-            answer = await client.request("POST", target, headers, body)
-        return str(answer.headers["stream-next-offset"])
-
-    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> Awaitable[T]:
-        """The coroutine itself on the event loop; in a thread its result, once it is there."""
-        if threading.get_ident() == getattr(self._loop, "_thread_id", None) or _running() is self._loop:
-            return coroutine
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        self._threads_wait.add(future)
-        if self.cancelled:  # before it could be seen here
-            future.cancel()
-        try:
-            return _Ready(future.result())
-        finally:
-            self._threads_wait.discard(future)
-
-    def _stop(self) -> None:
-        """Nobody wants the result any more; a thread that waits for the hub waits no longer."""
-        self.cancelled = True
-        for future in list(self._threads_wait):
-            future.cancel()
-
-    async def _emit(self, kind: str, payload: Payload) -> None:
-        future = self._loop.create_future()
-        self._send(kind, payload, lambda error: _settle(future, error))
-        await future
-
-    def _send(self, kind: str, payload: Payload, done: Callable[[Exception | None], None]) -> None:
-        if self._refused is not None:
-            raise self._refused
-        seq = self._emitted
-        self._emitted += 1
-
-        def taken(error: Exception | None) -> None:
-            self._refused = self._refused or error
-            done(error)
-
-        self._report.emit(self.id, self.attempt, seq, kind, payload, taken)
-
-    async def yield_(self, payload: Payload) -> None:
-        """Send a value that the handler yielded; waits only where the hub is far behind."""
-        if self._room is None:
-            self._room = asyncio.Semaphore(UNACKNOWLEDGED_MAX)
-        room = self._room
-        await room.acquire()
-        if self.cancelled:
-            raise Fenced("The attempt is not this worker's any more.", code="attempt-fenced")
-        self._send("item", payload, lambda _error: room.release())
-
-    async def settle(self) -> None:
-        """Wait until everything that was yielded is kept."""
-        if self._room is not None:
-            for _ in range(UNACKNOWLEDGED_MAX):
-                await self._room.acquire()
-        if self._refused is not None:
-            raise self._refused
-
-
-class _Ready(Generic[T]):
-    """What can be awaited and is there."""
-
-    def __init__(self, value: T) -> None:
-        self.value = value
-
-    def __await__(self) -> Generator[Any, None, T]:
-        yield from ()
-        return self.value
-
-
-def _running() -> asyncio.AbstractEventLoop | None:
-    with contextlib.suppress(RuntimeError):
-        return asyncio.get_running_loop()
-    return None
-
-
-def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
-    if not future.done():
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)
-
-
-class Runner:
-    """Runs attempts of ``handlers``, and reports."""
-
-    def __init__(self, handlers: Mapping[str, Handler], report: Report) -> None:
-        self.handlers = handlers
-        self.running: dict[tuple[str, int], _Running] = {}
-        self._report = report
+    def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
 
-    def run(self, attempt: Attempt) -> None:
-        """Begin an attempt; one that runs already goes on."""
-        key = (attempt.call, attempt.attempt)
-        if key in self.running:
-            return
-        running = self.running[key] = _Running()
-        running.task = asyncio.get_running_loop().create_task(self._attempt(key, attempt, running))
-
-    def cancel(self, call: str, attempt: int) -> None:
-        """Stop an attempt: nobody wants it any more."""
-        running = self.running.get((call, attempt))
-        if running is not None:
-            running.unwanted = True
-            if running.call is not None:
-                running.call._stop()
-            if running.task is not None:
-                running.task.cancel()
-
-    async def _attempt(self, key: tuple[str, int], attempt: Attempt, running: _Running) -> None:
-        try:
-            outcome = await self._outcome(attempt, running)
-        except asyncio.CancelledError as error:
-            if running.unwanted:
-                return
-            if running.task is not None and running.task.cancelling():
-                raise  # the event loop is being closed
-            outcome = Outcome(error=failure(error))  # of something that the handler waited for
-        except Exception as error:  # of what reads its input, such as a type of the application
-            _log.warning("input not read", service=attempt.service, call=attempt.call, exc_info=error)
-            outcome = Outcome(error=failure(error))
-        finally:
-            self.running.pop(key, None)
-        if not running.unwanted:
-            if outcome.error is not None:
-                outcome.error = plain(outcome.error)  # else what a handler put in could not be said, and it never ended
-            self._report.finish(attempt.call, attempt.attempt, outcome)
-
-    async def _outcome(self, attempt: Attempt, running: _Running) -> Outcome:
-        handler = self.handlers.get(attempt.service)
-        if handler is None:
-            return Outcome(error=CallFailed(f"This worker has no service {attempt.service}.").problem())
-        signature = handler.signature
-        try:
-            arguments, keywords = signature.bind(attempt.payload, attempt.query)
-            if signature.reads_uploads:
-                await signature.read_uploads(arguments, keywords, self._report.opener)
-            call = None
-            if signature.call_parameter is not None or signature.streams:
-                call = running.call = Call(attempt, self._report, asyncio.get_running_loop())
-                if signature.call_parameter is not None:
-                    keywords[signature.call_parameter] = call
-        except Refusal as refusal:
-            return Outcome(error=refusal.problem(), again=refusal.retry)
-        except Exception as error:  # of a type's own code, such as a validator
-            return _failed(attempt, error, again=False)
-        try:
-            if signature.streams:
-                assert call is not None
-                await self._stream(handler, call, arguments, keywords)
-                return Outcome(Payload(b"null", "application/json"))
-            if signature.threaded:
-                value = await self._in_thread(handler.function, arguments, keywords)
-            else:
-                value = await handler.function(*arguments, **keywords)
-            return Outcome(signature.encode(value, attempt.accept))
-        except Refusal as refusal:
-            again = (refusal.status >= 500 or refusal.retry) and not (call and call.failed_step is refusal)
-            return Outcome(error=refusal.problem(), again=again)
-        except (Exception, SystemExit) as error:
-            return _failed(attempt, error, again=True)
-
-    async def _in_thread(self, function: Callable[..., Any], arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    def run(
+        self, function: Callable[..., Any], arguments: Sequence[Any], keywords: Mapping[str, Any]
+    ) -> asyncio.Future[Any]:
+        """Call a function in a thread. A cancellation ends the wait; the function goes on."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(THREADS_MAX, "wayside-handler")
-
-        def run() -> Any:
-            try:
-                return function(*arguments, **keywords)
-            except StopIteration as error:  # no future can have it
-                raise RuntimeError("The handler raised StopIteration.") from error
-
-        return await asyncio.get_running_loop().run_in_executor(self._pool, run)
-
-    async def _stream(self, handler: Handler, call: Call, arguments: list[Any], keywords: dict[str, Any]) -> None:
-        """Send what the handler yields."""
-        signature = handler.signature
-        if signature.is_async:
-            async with contextlib.aclosing(handler.function(*arguments, **keywords)) as values:
-                async for value in values:
-                    await call.yield_(signature.encode(value, "application/json"))
-        else:
-            values = handler.function(*arguments, **keywords)
-            end = object()
-            while (value := await self._in_thread(next, [values, end], {})) is not end:
-                await call.yield_(signature.encode(value, "application/json"))
-        await call.settle()
-
-    async def drain(self, seconds: float) -> list[tuple[str, int]]:
-        """Wait for what runs, for so long, but not for what only waits for a step; stop the rest, and return it."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        while tasks := [
-            each.task for each in self.running.values() if each.task and not (each.call and each.call.waits)
-        ]:
-            left_s = deadline - asyncio.get_running_loop().time()
-            if left_s <= 0:
-                break
-            await asyncio.wait(tasks, timeout=min(left_s, 1.0), return_when=asyncio.FIRST_COMPLETED)
-        left = list(self.running)
-        for call, attempt in left:
-            self.cancel(call, attempt)
-        return left
+        return asyncio.get_running_loop().run_in_executor(self._pool, _called, function, arguments, keywords)
 
     def close(self) -> None:
-        for call, attempt in list(self.running):
-            self.cancel(call, attempt)
+        """Begin no more; what runs goes on, and nobody waits for it."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-class _Running:
-    __slots__ = ("call", "task", "unwanted")
+def _called(function: Callable[..., Any], arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+    try:
+        return function(*arguments, **keywords)
+    except StopIteration as error:  # no future can have it
+        raise RuntimeError("The handler raised StopIteration.") from error
+
+
+class Running:
+    """A handler that runs."""
+
+    __slots__ = ("begun", "on_cancel", "task", "unwanted", "waits")
+
+    task: asyncio.Task[None]
 
     def __init__(self) -> None:
-        self.task: asyncio.Task[None] | None = None
-        self.call: Call | None = None
+        self.begun = False
         self.unwanted = False
+        """It was cancelled: nobody is to hear how it ends."""
+        self.on_cancel: Callable[[], None] | None = None
+        self.waits = 0
+        """What it waits for that is kept elsewhere: to be stopped meanwhile costs it nothing."""
 
 
-def _failed(attempt: Attempt, error: BaseException, *, again: bool) -> Outcome:
-    """What no refusal foresaw."""
-    text = "".join(traceback.format_exception(error))  # without the values of variables, which may be secret
-    _log.warning("handler failed", service=attempt.service, call=attempt.call, exception=text)
-    return Outcome(error=failure(error), again=again)
+class Runner(Generic[Key, Item]):
+    """Runs what it is given, each in a task of its own, until it ends or is cancelled.
+
+    ``handle`` does one item: binds its input, calls the handler, says what came of it. ``failed`` is told what that did not
+    foresee, a cancellation that came from within included; nothing where the item is unwanted by then. ``ended`` is told
+    after each, also of those that were cancelled. ``concurrency``: how many are to run at one time; whoever gives more
+    than there is :attr:`room` for has them run all the same.
+    """
+
+    def __init__(
+        self,
+        handle: Callable[[Item, Running], Coroutine[Any, Any, None]],
+        failed: Callable[[Item, BaseException], None],
+        *,
+        concurrency: int,
+        ended: Callable[[], None] | None = None,
+    ) -> None:
+        self.concurrency = concurrency
+        self.running: dict[Key, Running] = {}
+        self._handle = handle
+        self._failed = failed
+        self._ended = ended
+
+    def __repr__(self) -> str:
+        return f"<Runner {len(self.running)}/{self.concurrency}>"
+
+    @property
+    def room(self) -> int:
+        """How many more may run."""
+        return max(0, self.concurrency - len(self.running))
+
+    def run(self, key: Key, item: Item) -> None:
+        """Begin an item; one that runs already goes on."""
+        if key not in self.running:
+            running = self.running[key] = Running()
+            running.task = asyncio.get_running_loop().create_task(self._run(key, item, running))
+
+    async def _run(self, key: Key, item: Item, running: Running) -> None:
+        running.begun = True
+        try:
+            await self._handle(item, running)
+        except asyncio.CancelledError as error:
+            if not running.unwanted:
+                if running.task.cancelling():
+                    raise  # the event loop is being closed
+                self._failed(item, error)  # of something that the handler waited for
+        except (Exception, SystemExit) as error:
+            if not running.unwanted:
+                self._failed(item, error)
+        finally:
+            running.on_cancel = None  # which may lead back here: nothing is left to the garbage collector
+            del self.running[key]
+            if self._ended is not None:
+                self._ended()
+
+    def cancel(self, key: Key) -> None:
+        """Stop an item: nobody wants it any more. A thread goes on, unheard."""
+        running = self.running.get(key)
+        if running is None:
+            return
+        running.unwanted = True
+        if running.on_cancel is not None:
+            running.on_cancel()
+        running.task.cancel()
+        if not running.begun:  # nor will it
+            del self.running[key]
+            if self._ended is not None:
+                self._ended()
+
+    def cancel_all(self) -> list[Key]:
+        """Stop what runs. Returns what that was."""
+        keys = list(self.running)
+        for key in keys:
+            self.cancel(key)
+        return keys
+
+    async def drain(self, seconds: float) -> list[Key]:
+        """Let what runs end, for so long, but do not wait for what only waits itself; stop the rest, and return it."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while tasks := [each.task for each in self.running.values() if not each.waits]:
+            left_s = deadline - loop.time()
+            if left_s <= 0:
+                break
+            await asyncio.wait(tasks, timeout=min(left_s, 1.0), return_when=asyncio.FIRST_COMPLETED)
+        return self.cancel_all()
 
 
-def failure(error: BaseException) -> dict[str, Any]:
-    """What a handler raised, as a problem document: its type and its text, and where it was raised, but no data."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f"{frames[-1].name} ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
-    text = str(error)[:2000]
-    return CallFailed(
-        f"The handler raised {type(error).__name__}{f': {text}' if text else ''}.",
-        fields={"error": type(error).__name__, "message": text, "where": where},
-    ).problem()
+def trace_of(error: BaseException) -> str:
+    """Where an error was raised, for a log: without the values of variables, which may be secret."""
+    return "".join(traceback.format_exception(error))

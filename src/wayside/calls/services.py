@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 from wayside.calls.attempts import Attempts
-from wayside.calls.call import Call, Event, Request, State, encode, request_of
-from wayside.calls.ledger import call_path
+from wayside.calls.call import CallRequest, CallState, Event, ServiceCall, encode, request_of
+from wayside.calls.ledger import Ledger, call_path
 from wayside.calls.queue import Service, ServiceSpec, Worker
 from wayside.core.callbacks import Done, guarded
 from wayside.core.clock import Clock
@@ -22,6 +22,7 @@ from wayside.core.codecs import Payload
 from wayside.core.errors import IdempotencyMismatch, NotFound, Refusal, TooManyCalls
 from wayside.core.limits import Limits
 from wayside.core.records import JSON, Create, Durability, StreamConfig
+from wayside.core.schedule import Timers
 from wayside.streams.contract import Log
 
 __all__ = ["Calls"]
@@ -30,11 +31,20 @@ _DURABLE = StreamConfig(JSON, Durability.FSYNC)
 _STATED = frozenset({"content_type"})
 
 
-class Calls(Attempts):
+class Calls:
     """Services, workers and calls of one hub. ``on_declared`` is told of each declaration that changed."""
 
     def __init__(self, log: Log, clock: Clock, limits: Limits) -> None:
-        super().__init__(log, clock, limits)
+        self.log = log
+        self.clock = clock
+        self.limits = limits
+        self.timers = Timers(clock)
+        self.ledger = Ledger(log)
+        """Which calls there are."""
+        self.services: dict[str, Service] = {}
+        self.workers: dict[str, Worker] = {}
+        self.attempts = Attempts(log, clock, self.timers, self.ledger, self.services, self.workers)
+        """What becomes of them."""
         self.on_declared: Callable[[ServiceSpec], None] | None = None
         self.check_callback: Callable[[str], None] | None = None
         """Raises what is wrong with a URL that is to be told of the end of a call."""
@@ -78,29 +88,29 @@ class Calls(Attempts):
             if worker not in service.workers:
                 service.workers.append(worker)
         self.workers[worker.id] = worker
-        self.fill(worker)
+        self.attempts.fill(worker)
 
     # -- making calls
 
-    def request(self, service: str, payload: Payload, accept: str | None = None, **options: Any) -> Request:
+    def request(self, service: str, payload: Payload, accept: str | None = None, **options: Any) -> CallRequest:
         """What was asked for, as :func:`wayside.calls.call.request_of` makes it. Raises :class:`BadRequest`."""
         callback = options.get("callback")
         if callback and self.check_callback is not None:
             self.check_callback(callback)
         return request_of(self.clock.wall_ms(), service, payload, accept, **options)
 
-    def call(self, request: Request, done: Callable[[Call], None]) -> Call:
+    def call(self, request: CallRequest, done: Callable[[ServiceCall], None]) -> ServiceCall:
         """A call in memory. ``done`` is told when it has ended. Raises what it is refused for."""
         service = self._admit(request)
-        call = Call(request, call_path(request.id), durable=False)
+        call = ServiceCall(request, call_path(request.id), durable=False)
         call.spec = service
         call.waiters.append(done)
         self.ledger.enter(call)
-        self._place(call)
+        self.attempts.place(call)
         return call
 
-    def submit(self, request: Request, done: Done) -> None:
-        """A durable call. ``done`` gets the :class:`Call` once it is on disk, or an exception. A known idempotency key
+    def submit(self, request: CallRequest, done: Done) -> None:
+        """A durable call. ``done`` gets the :class:`ServiceCall` once it is on disk, or an exception. A known idempotency key
         gives the call that has it."""
         if request.key:
             if (creating := self._creating.get(request.id)) is not None:
@@ -115,15 +125,15 @@ class Calls(Attempts):
                 self.keep(asyncio.get_running_loop().create_task(self._find(request, done)))
                 return
         service = self._admit(request)
-        call = Call(request, call_path(request.id), durable=True)
+        call = ServiceCall(request, call_path(request.id), durable=True)
         call.spec = service
         records = [encode(request)]
         worker = None
         now = request.time_ms
         if request.not_before_ms <= now and not service.waiting and service.may_start:
-            worker = self._choose(call)
+            worker = self.attempts.choose(call)
         if worker is not None:
-            records.append(self._take(call, worker, now))
+            records.append(self.attempts.take(call, worker, now))
         else:
             records.append(encode(Event("queued", now)))
             service.delayed += 1
@@ -134,29 +144,29 @@ class Calls(Attempts):
         self.ledger.enter(call)
         self.log.create(call.path, create, partial(self._created, call, done))
 
-    def _created(self, call: Call, done: Done, result: Any) -> None:
+    def _created(self, call: ServiceCall, done: Done, result: Any) -> None:
         tellers = [done, *self._creating.pop(call.id, [])]
         told: Any = call
         if call.worker is None:
             call.spec.delayed -= 1
         if isinstance(result, Exception):
             told = result
-            call.state = State.CANCELLED
+            call.state = CallState.CANCELLED
             self.ledger.forget(call)
-            self._release(call)
+            self.attempts.release(call)
             for waiter in call.waiters:
                 guarded(partial(waiter, call))
         elif call.worker is not None:
-            self._granted(call)
+            self.attempts.granted(call)
         else:
-            self._settled(call, call.request.not_before_ms - self.clock.wall_ms())
+            self.attempts.settled(call, call.request.not_before_ms - self.clock.wall_ms())
         parent = self.ledger.open.get(call.request.parent)
         if parent is not None and parent.worker is not None:
-            self.fill(parent.worker)  # it waits now, and needs no place
+            self.attempts.fill(parent.worker)  # it waits now, and needs no place
         for tell in tellers:
             guarded(partial(tell, told))
 
-    async def _find(self, request: Request, done: Done) -> None:
+    async def _find(self, request: CallRequest, done: Done) -> None:
         """A call with this key ended so long ago that only its stream knows it."""
         found: Any
         try:
@@ -181,9 +191,9 @@ class Calls(Attempts):
         for tell in tellers:
             guarded(partial(tell, found))
 
-    def _same(self, request: Request, done: Done, found: Any) -> None:
+    def _same(self, request: CallRequest, done: Done, found: Any) -> None:
         """Answer with a call that has the same key, if it is the same call."""
-        if isinstance(found, Call) and found.request.fingerprint != request.fingerprint:
+        if isinstance(found, ServiceCall) and found.request.fingerprint != request.fingerprint:
             found = IdempotencyMismatch(
                 f"The idempotency key {request.key[:80]!r} was used for another request to {request.service}. "
                 "Send the same request again, or choose a new key.",
@@ -191,7 +201,7 @@ class Calls(Attempts):
             )
         done(found)
 
-    def _admit(self, request: Request) -> Service:
+    def _admit(self, request: CallRequest) -> Service:
         service = self.service(request.service)
         if service.crowded if request.not_before_ms else service.full:
             raise TooManyCalls(
@@ -201,10 +211,10 @@ class Calls(Attempts):
             )
         return service
 
-    def abandon(self, call: Call) -> None:
+    def abandon(self, call: ServiceCall) -> None:
         """Whoever called is gone. A call in memory ends when nobody else follows it either."""
         if not call.final and not call.durable:
-            self.ledger.unless_read(call, lambda: self.cancel(call.id, "Whoever called is gone.", _ignore))
+            self.ledger.unless_read(call, lambda: self.attempts.cancel(call.id, "Whoever called is gone.", _ignore))
 
     # -- the end
 

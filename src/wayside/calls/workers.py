@@ -1,22 +1,17 @@
-"""Workers that come and go: their leases, what they hold after a break, and what is taken up after a restart."""
+"""Who works for the calls: the leases of workers, what they hold after a break, and what is taken up after a restart."""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
-from wayside.calls.call import Call, Outcome, State
+from wayside.calls.call import AttemptOutcome, CallState, ServiceCall
 from wayside.calls.ledger import CALLS
 from wayside.calls.queue import ServiceSpec, Worker, worker_name
-from wayside.calls.runner import Attempt, Handler, Runner
 from wayside.calls.services import Calls
-from wayside.core.codecs import Payload
 from wayside.core.errors import CallFailed, Fenced
 
-__all__ = ["LOCAL", "Leases", "LocalWorker"]
-
+__all__ = ["LOCAL", "Leases"]
 
 LOCAL = "hub-"
 """Workers in the hub's own process: they end with it."""
@@ -48,7 +43,7 @@ class Leases:
         told = dict(held)
         for identity, call in list(worker.held.items()):
             if told.get(identity) != call.attempt and not call.settling:
-                self._calls.run_attempt(call)
+                self._calls.attempts.run_attempt(call)
 
     def leave(self, worker: Worker, reason: str) -> None:
         """A worker is no more: what it held has failed."""
@@ -62,136 +57,64 @@ class Leases:
         error = CallFailed(f"The worker that ran it was lost: {reason}.", code="worker-lost").problem()
         for call in list(worker.held.values()):
             if not call.settling:  # else it was never given to the worker, and is taken back when it has settled
-                self._calls.end_attempt(call, Outcome(error=error), None)
+                self._calls.attempts.end_attempt(call, AttemptOutcome(error=error), None)
 
     async def recover(self) -> None:
         """Take up the calls that had not ended when the hub did. Attempts of workers that may come back are theirs for
         another lease; those that ran in the hub's own process have failed."""
         after = ""
-        found: list[Call] = []
+        found: list[ServiceCall] = []
         while infos := self._calls.log.list(CALLS, after, 1000, open_only=True):
             after = infos[-1].path
             for info in infos:
                 call = await self._calls.ledger.read(info.path[len(CALLS) :])
                 if not call.final:
                     found.append(call)
-        leases: dict[str, Worker] = {}
         for call in sorted(found, key=lambda call: call.created_ms):
-            self._take_up(call, leases)
+            self._take_up(call)
 
-    def _take_up(self, call: Call, leases: dict[str, Worker]) -> None:
+    def _take_up(self, call: ServiceCall) -> None:
         service = self._calls.services.get(call.request.service) or self._calls.declare(
             ServiceSpec(call.request.service)
         )
         call.spec = service
         self._calls.ledger.enter(call)
-        if call.state is State.QUEUED:
-            self._calls.wait(call, max(call.request.not_before_ms, call.due_ms) - self._calls.clock.wall_ms())
+        if call.state is CallState.QUEUED:
+            self._calls.attempts.wait(call, max(call.request.not_before_ms, call.due_ms) - self._calls.clock.wall_ms())
             return
-        worker = leases.get(call.worker_id)
-        if worker is None:
-            worker = leases[call.worker_id] = Worker(call.worker_id, [], 0, None)
-            worker.lease_s = 0.0 if call.worker_id.startswith(LOCAL) else self._calls.limits.lease_s
-            worker.renewed = self._calls.clock.monotonic()
-            self._calls.workers[worker.id] = worker
-            self.watch(worker)
+        worker = self.enter(call.worker_id)
         worker.held[call.id] = call
         call.worker = worker
         service.running += 1
-        if service.spec.timeout_s:
-            call.timer = self._calls.timers.after(
-                service.spec.timeout_s, partial(self._calls.expire, call, call.attempt)
-            )
+        self._calls.attempts.bound(call)
 
-    def watch(self, worker: Worker) -> None:
-        """Look after a worker's lease: when it was not renewed, the worker is lost."""
-
-        def look() -> None:
-            if self._calls.workers.get(worker.id) is not worker:
-                return
-            left = worker.renewed + worker.lease_s - self._calls.clock.monotonic()
-            if left > 0:
-                self._calls.timers.after(left, look)
-            else:
-                self.leave(worker, "its lease was not renewed" if worker.lease_s else "the hub's own process ended")
-
-        self._calls.timers.after(worker.lease_s, look)
-
-    def renew(self, identity: str) -> float:
-        """A worker lives, by the id that it made up: its lease begins anew. Returns its length in seconds. Raises :class:`Fenced`."""
-        name = worker_name(identity)
+    def enter(self, name: str) -> Worker:
+        """The worker that others see by this name, known or new: its lease begins, or begins anew."""
         worker = self._calls.workers.get(name)
         if worker is None:
+            worker = self._calls.workers[name] = Worker(name, [], 0, None)
+            worker.lease_s = 0.0 if name.startswith(LOCAL) else self._calls.limits.lease_s
+            self._calls.timers.after(worker.lease_s, partial(self._look, worker))
+        worker.renewed = self._calls.clock.monotonic()
+        return worker
+
+    def _look(self, worker: Worker) -> None:
+        """A lease may be over: then the worker is lost."""
+        if self._calls.workers.get(worker.id) is not worker:
+            return
+        left_s = worker.renewed + worker.lease_s - self._calls.clock.monotonic()
+        if left_s > 0:
+            self._calls.timers.after(left_s, partial(self._look, worker))
+        else:
+            self.leave(worker, "its lease was not renewed" if worker.lease_s else "the hub's own process ended")
+
+    def renew(self, identity: str) -> float:
+        """A worker lives, by the id that it made up: its lease begins anew. Returns its length in seconds. Raises
+        :class:`Fenced`."""
+        name = worker_name(identity)
+        if name not in self._calls.workers:
             raise Fenced(
                 f"The lease of worker {name[:80]} is over; what it held was given to others. Connect anew.",
                 code="lease-over",
             )
-        worker.renewed = self._calls.clock.monotonic()
-        return worker.lease_s
-
-
-class LocalWorker:
-    """Runs ``handlers`` for ``calls``. It has no lease: it ends with the hub."""
-
-    def __init__(
-        self,
-        calls: Calls,
-        handlers: Mapping[str, Handler],
-        capacity: int,
-        opener: Callable[[str], AsyncIterator[bytes]],
-        client: Callable[[], Any],
-    ) -> None:
-        self.runner = Runner(handlers, self)
-        self.worker = Worker(f"{LOCAL}{secrets.token_hex(8)}", [], capacity, self)
-        self.opener = opener
-        self.client = client
-        self._calls = calls
-        self._handlers = handlers
-
-    def join(self) -> None:
-        """Offer the handlers; again when there are more."""
-        self.worker.services = list(self._handlers)
-        self._calls.join(self.worker, [handler.spec for handler in self._handlers.values()])
-        for name, handler in self._handlers.items():
-            self._calls.services[name].check_input = handler.signature.bind
-
-    # -- from the calls
-
-    def run(self, call: Call) -> None:
-        request = call.request
-        self.runner.run(
-            Attempt(
-                call.id,
-                call.attempt,
-                request.service,
-                request.payload,
-                request.accept,
-                request.query,
-                call.items,
-                call.durable,
-            )
-        )
-
-    def cancel(self, call_id: str, attempt: int) -> None:
-        self.runner.cancel(call_id, attempt)
-
-    # -- from the runner
-
-    def emit(
-        self, call: str, attempt: int, seq: int, kind: str, payload: Payload, done: Callable[[Exception | None], None]
-    ) -> None:
-        self._calls.emit(self.worker, call, attempt, seq, kind, payload, done)
-
-    def finish(self, call: str, attempt: int, outcome: Outcome) -> None:
-        self._calls.finish(self.worker, call, attempt, outcome, _ignore)
-
-    async def stop(self, seconds: float) -> None:
-        """Take no more; finish what runs, for so long; hand back the rest."""
-        self.worker.stopping = True
-        for call, attempt in await self.runner.drain(seconds):
-            self._calls.hand_back(self.worker, call, attempt, _ignore)
-        self.runner.close()
-
-
-def _ignore(_result: Any) -> None:
-    return None
+        return self.enter(name).lease_s

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import click
 import msgspec
 
-from wayside.calls.call import State
+from wayside.calls.call import CallState
 from wayside.cli.common import connected_command, fail, write
 from wayside.client.client import CallHandle, Client, Via
 from wayside.client.values import CallEvent, CallStatus
@@ -214,7 +214,7 @@ def _line(event: CallEvent) -> str:
 @click.command(short_help="List calls, or show, follow, cancel one.")
 @click.argument("identity", metavar="[ID]", required=False)
 @click.option("--service", default="", help="Only those of this service.")
-@click.option("--state", type=click.Choice([state.value for state in State]), help="Only those in this state.")
+@click.option("--state", type=click.Choice([state.value for state in CallState]), help="Only those in this state.")
 @click.option("--limit", type=click.IntRange(1, LIST_MAX), default=100, show_default=True, help="At most so many.")
 @json_option
 @click.option("--follow", is_flag=True, help="Print the events of ID as they come, until it has ended.")

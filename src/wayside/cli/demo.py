@@ -10,7 +10,7 @@ from typing import Any, Literal
 import psutil
 import structlog
 
-from wayside.calls.runner import Call
+from wayside.calls.handler import Call
 from wayside.core.errors import Refusal
 from wayside.hub import Hub
 

@@ -43,7 +43,7 @@ async def work(hub: Hub, url: str, *, capacity: int, name: str, grace_s: float, 
             click.echo(f"wayside: the hub refused this worker: {remote.refused.detail}", err=True)
             await remote.stop(0)
             return 1
-        subscribers = Subscribers(hub.subscribed, remote.client())
+        subscribers = Subscribers(hub.subscribed, remote.client(), remote.threads)
         subscribers.member = worker_name(remote.id)
         try:
             await subscribers.start()

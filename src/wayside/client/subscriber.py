@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import msgspec
 import structlog
 
+from wayside.calls.runner import Runner, Running, Threads, trace_of
 from wayside.client.client import Client
 from wayside.client.delivery import Delivery
 from wayside.client.groups import member_name, spec_of
@@ -29,8 +28,6 @@ from wayside.groups.events import GroupSpec
 
 __all__ = ["Reject", "Retry", "Subscribers", "Subscribing", "Subscription"]
 
-THREADS_MAX = 64
-"""Plain functions that run at one time."""
 REASON_CHARACTERS_MAX = 1000
 CONCURRENCY = 16
 F = TypeVar("F", bound=Callable[..., Any])
@@ -129,15 +126,18 @@ Wrap = Callable[[Subscription], Callable[..., Any]]
 
 
 class Subscribers:
-    """Runs subscriptions with a client. ``wrap`` may put something around their functions."""
+    """Runs subscriptions with a client, plain functions in ``threads``, which belong to whoever made them. ``wrap`` may put
+    something around their functions."""
 
-    def __init__(self, subscriptions: Mapping[str, Subscription], client: Client, wrap: Wrap | None = None) -> None:
+    def __init__(
+        self, subscriptions: Mapping[str, Subscription], client: Client, threads: Threads, wrap: Wrap | None = None
+    ) -> None:
         self.subscriptions = dict(subscriptions)
         self.member = member_name()
-        self._client = client
         self.wrap = wrap or (lambda subscription: subscription.function)
-        self._running: list[_Runner] = []
-        self._pool: ThreadPoolExecutor | None = None
+        self._client = client
+        self._threads = threads
+        self._consumers: list[_Consumer] = []
         self._adding: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -146,12 +146,12 @@ class Subscribers:
     @property
     def running(self) -> int:
         """Handlers that run."""
-        return sum(len(runner.tasks) for runner in self._running)
+        return sum(len(consumer.runner.running) for consumer in self._consumers)
 
     @property
     def threads(self) -> bool:
         """Whether a handler runs in a thread."""
-        return any(runner.subscription.signature.threaded and runner.tasks for runner in self._running)
+        return any(each.subscription.signature.threaded and each.runner.running for each in self._consumers)
 
     async def start(self) -> None:
         """Declare the groups, and take their records. Raises what a group is refused for."""
@@ -164,10 +164,10 @@ class Subscribers:
         client = self._client
         await client.channels.ready()
         await _declare(client, subscription)
-        runner = _Runner(self, subscription, self.wrap(subscription))
-        self._running.append(runner)
-        runner.begin(client, self.member)
-        await runner.link.joined
+        consumer = _Consumer(subscription, self.wrap(subscription), client, self.member, self._threads)
+        self._consumers.append(consumer)
+        consumer.begin()
+        await consumer.link.joined
 
     def add_soon(self, subscription: Subscription) -> None:
         """Another one, in a task. What it is refused for is logged."""
@@ -180,80 +180,76 @@ class Subscribers:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("subscription-refused", error=str(error))
 
-    async def in_thread(self, run: Callable[[], Any]) -> Any:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(THREADS_MAX, "wayside-subscriber")
-        return await asyncio.get_running_loop().run_in_executor(self._pool, run)
-
     def rest(self) -> None:
         """Take no more."""
-        for runner in self._running:
-            runner.rest()
+        for consumer in self._consumers:
+            consumer.rest()
 
     async def stop(self, seconds: float) -> None:
         """Take no more; let handlers finish, for so long; give back the rest."""
         self.rest()
-        tasks = {task for runner in self._running for task in runner.tasks}
-        if tasks:
-            await asyncio.wait(tasks, timeout=seconds)
-        for runner in self._running:
-            runner.cancel()
-        await asyncio.gather(*(runner.link.leave() for runner in self._running))
-        self.close()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        for consumer in self._consumers:
+            await consumer.runner.drain(max(0.0, deadline - loop.time()))
+            consumer.close()
+        await asyncio.gather(*(consumer.link.leave() for consumer in self._consumers))
+        self._consumers.clear()
 
     def close(self) -> None:
         """End without a word."""
-        for runner in self._running:
-            runner.cancel()
-        self._running.clear()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+        for consumer in self._consumers:
+            consumer.close()
+        self._consumers.clear()
 
 
-class _Runner:
-    """One subscription that runs: a task for each record that is handled, and no more records than that."""
+class _Consumer:
+    """One subscription that runs: a member of its group, which takes as many records as handlers may run."""
 
     link: Member
 
-    def __init__(self, subscribers: Subscribers, subscription: Subscription, function: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        subscription: Subscription,
+        function: Callable[..., Any],
+        client: Client,
+        member: str,
+        threads: Threads,
+    ) -> None:
         self.subscription = subscription
-        self.tasks: dict[asyncio.Task[None], Delivery] = {}
+        self.runner: Runner[Delivery, Delivery] = Runner(
+            self._handle, self._failed, concurrency=subscription.concurrency, ended=self._ended
+        )
         self._function = function
-        self._subscribers = subscribers
-        self._client: Client | None = None
-        self._member = ""
-        self._unwanted = self._resting = False
+        self._client = client
+        self._member = member
+        self._threads = threads
+        self._closed = self._resting = False
         self._again: asyncio.Task[None] | None = None
 
-    def begin(self, client: Client, member: str) -> None:
-        self._client, self._member = client, member
-        self.link = Member(client.channels, self.subscription.group, member, self, client.pace, client.prepare)
+    def begin(self) -> None:
+        client = self._client
+        self.link = Member(client.channels, self.subscription.group, self._member, self, client.pace, client.prepare)
 
     def rest(self) -> None:
         self._resting = True
         self.link.rest()
 
-    def cancel(self) -> None:
-        self._unwanted = self._resting = True
+    def close(self) -> None:
+        self._closed = self._resting = True
         if self._again is not None:
             self._again.cancel()
-        for task in list(self.tasks):
-            task.cancel()
+        self.runner.cancel_all()
 
     # -- as the owner of the link
 
     def room(self) -> int:
-        return max(0, self.subscription.concurrency - len(self.tasks))
+        return self.runner.room
 
     def delivered(self, deliveries: list[Delivery]) -> None:
-        if self._unwanted:
-            return
-        loop = asyncio.get_running_loop()
-        for delivery in deliveries:
-            task = loop.create_task(self._handle(delivery))
-            self.tasks[task] = delivery
-            task.add_done_callback(self._done)
+        if not self._closed:
+            for delivery in deliveries:
+                self.runner.run(delivery, delivery)
 
     def ended(self, error: Exception) -> None:
         """The group was deleted, or the client was closed; or another hub is there now, which does not know the group."""
@@ -267,86 +263,67 @@ class _Runner:
 
     async def _declare(self) -> None:
         """Make the group again, where the hub has forgotten it."""
-        assert self._client is not None
         try:
             await _declare(self._client, self.subscription)
         except Refusal as refusal:
             _log.error("subscription-ended", group=self.subscription.group, error=str(refusal))
         else:
-            self.begin(self._client, self._member)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        del self.tasks[task]
-        if not self._resting:
-            self.link.grant(1)
+            self.begin()
 
     # -- handling
 
-    async def _handle(self, delivery: Delivery) -> None:
+    def _ended(self) -> None:
+        if not self._resting:
+            self.link.grant(1)
+
+    async def _handle(self, delivery: Delivery, running: Running) -> None:
+        signature, function = self.subscription.signature, self._function
         try:
-            arguments, keywords = await self._bind(delivery)
-        except asyncio.CancelledError:
-            return  # what is not settled is given back
+            arguments, keywords = signature.bind(delivery.payload)
         except Refusal as refusal:
             self._misfit(delivery, refusal.detail)
             return
         except Exception as error:  # of a type's own code, such as a validator
             self._misfit(delivery, _text(error))
             return
+        if signature.call_parameter is not None:
+            own = ThreadDelivery(delivery, asyncio.get_running_loop()) if signature.threaded else delivery
+            keywords[signature.call_parameter] = own
         try:
-            await self._call(delivery, arguments, keywords)
-        except asyncio.CancelledError as error:
-            if not self._unwanted and not _cancelling():  # of something that the handler waited for
-                self._failed(delivery, error)
+            if signature.reads_uploads:
+                await signature.read_uploads(arguments, keywords, self._open)
+            if signature.threaded:
+                result = await self._threads.run(function, arguments, keywords)
+                await asyncio.sleep(0)  # behind what the thread had said on the event loop
+            else:
+                result = await function(*arguments, **keywords)
+            if inspect.isawaitable(result):
+                await result
+            if not (delivery.settled or running.unwanted):
+                acked = delivery.ack()
+                if delivery.publishes:
+                    await acked  # what it publishes may be refused: then it has failed
         except Retry as retry:
             _say(delivery.nack, retry.delay, _text(retry) if retry.args[0] else "to be tried again")
         except Reject as rejected:
             _say(delivery.reject, str(rejected)[:REASON_CHARACTERS_MAX] or "its handler rejected it")
-        except (Exception, SystemExit) as error:
-            self._failed(delivery, error)
-
-    async def _bind(self, delivery: Delivery) -> tuple[list[Any], dict[str, Any]]:
-        signature = self.subscription.signature
-        arguments, keywords = signature.bind(delivery.payload)
-        if signature.call_parameter is not None:
-            own = ThreadDelivery(delivery, asyncio.get_running_loop()) if signature.threaded else delivery
-            keywords[signature.call_parameter] = own
-        return arguments, keywords
 
     async def _open(self, path: str) -> AsyncIterator[bytes]:
         """A byte stream from its start to its end."""
-        assert self._client is not None
         async for record in self._client.read(path):
             yield record.data
-
-    async def _call(self, delivery: Delivery, arguments: list[Any], keywords: dict[str, Any]) -> None:
-        function = self._function
-        if self.subscription.signature.reads_uploads:
-            await self.subscription.signature.read_uploads(arguments, keywords, self._open)
-        if self.subscription.signature.threaded:
-            result = await self._subscribers.in_thread(lambda: _called(function, arguments, keywords))
-            await asyncio.sleep(0)  # behind what the thread had said on the event loop
-        else:
-            result = await function(*arguments, **keywords)
-        if inspect.isawaitable(result):
-            await result
-        if not (delivery.settled or self._unwanted):
-            acked = delivery.ack()
-            if delivery.publishes:
-                await acked  # what it publishes may be refused: then it has failed
 
     def _misfit(self, delivery: Delivery, text: str) -> None:
         _log.warning("record-rejected", group=self.subscription.group, stream=delivery.stream, reason=text[:200])
         _say(delivery.reject, f"it does not fit: {text}"[:REASON_CHARACTERS_MAX])
 
     def _failed(self, delivery: Delivery, error: BaseException) -> None:
-        trace = "".join(traceback.format_exception(error))  # without the values of variables, which may be secret
         _log.warning(
             "handler failed",
             group=self.subscription.group,
             stream=delivery.stream,
             attempt=delivery.attempt,
-            exception=trace,
+            exception=trace_of(error),
         )
         _say(delivery.nack, None, _text(error))
 
@@ -362,13 +339,6 @@ async def _declare(client: Client, subscription: Subscription) -> None:
     await client.declare_group(subscription.group, spec)
 
 
-def _called(function: Callable[..., Any], arguments: list[Any], keywords: dict[str, Any]) -> Any:
-    try:
-        return function(*arguments, **keywords)
-    except StopIteration as error:  # no future can have it
-        raise RuntimeError("The handler raised StopIteration.") from error
-
-
 def _say(say: Callable[..., Any], *arguments: Any) -> None:
     """Unless the handler has said something itself."""
     delivery: Delivery = say.__self__  # type: ignore[attr-defined]
@@ -379,8 +349,3 @@ def _say(say: Callable[..., Any], *arguments: Any) -> None:
 def _text(error: BaseException) -> str:
     text = str(error)
     return f"{type(error).__name__}{f': {text}' if text else ''}"[:REASON_CHARACTERS_MAX]
-
-
-def _cancelling() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

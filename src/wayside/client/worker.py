@@ -19,8 +19,9 @@ from urllib.parse import quote, urlsplit
 import msgspec
 import structlog
 
-from wayside.calls.call import Outcome
-from wayside.calls.runner import Attempt, Handler, Runner
+from wayside.calls.call import AttemptOutcome
+from wayside.calls.handler import Attempt, Handler, Handling
+from wayside.calls.runner import Runner, Threads
 from wayside.client.client import Client
 from wayside.client.connection import Channels, Link, WebSocket
 from wayside.client.values import refusal_of
@@ -53,8 +54,12 @@ class Remote:
     ) -> None:
         self.url = url.rstrip("/")
         self.id = f"w-{secrets.token_hex(12)}"
-        self.capacity = capacity
-        self.runner = Runner(handlers, self)
+        self.threads = Threads()
+        """Of this process: for handlers of records too."""
+        self.handling = Handling(handlers, self, self.threads)
+        self.runner: Runner[tuple[str, int], Attempt] = Runner(
+            self.handling.handle, self.handling.failed, concurrency=capacity
+        )
         self.ready = asyncio.Event()
         """The hub knows it, or has refused it."""
         self.refused: Refusal | None = None
@@ -107,7 +112,8 @@ class Remote:
         if self._lease is not None:
             self._lease.stop()
         await self._channels.close()
-        self.runner.close()
+        self.runner.cancel_all()
+        self.threads.close()
 
     # -- what runs, reports
 
@@ -118,7 +124,7 @@ class Remote:
         frame = f.EmitFrame(0, call, attempt, seq, kind, payload.data, payload.content_type)
         self._say((call, attempt), frame, done)
 
-    def finish(self, call: str, attempt: int, outcome: Outcome) -> None:
+    def finish(self, call: str, attempt: int, outcome: AttemptOutcome) -> None:
         if outcome.error is not None:
             frame = f.FinishFrame(0, call, attempt, error=outcome.error, again=outcome.again)
         else:
@@ -150,7 +156,7 @@ class Remote:
         """There is a connection: say who this is, and what it holds."""
         held = {*self.runner.running, *self._unsent}
         specs = [msgspec.to_builtins(handler.spec) for handler in self._handlers.values()]
-        capacity = 0 if self._resting else self.capacity
+        capacity = 0 if self._resting else self.runner.concurrency
         self._known = False
         self._channels.put(f.WorkFrame(0, self.id, specs, capacity, sorted(held)))
 
@@ -162,11 +168,11 @@ class Remote:
                     if self._resting:  # it was on its way
                         self._say(key, f.ReturnFrame(0, *key), _ignore)
                     else:
-                        self.runner.run(_attempt(frame))
+                        self.runner.run(key, _attempt(frame))
             case f.TakenFrame():
                 self._taken(frame)
             case f.CancelFrame():
-                self.runner.cancel(frame.call, frame.attempt)
+                self.runner.cancel((frame.call, frame.attempt))
                 self._drop([(frame.call, frame.attempt)])
             case f.WorkingFrame():
                 self._begin(frame)
@@ -179,7 +185,7 @@ class Remote:
     def _begin(self, frame: f.WorkingFrame) -> None:
         for call, attempt in frame.lost:
             _log.warning("an attempt was lost to another worker", call=call, attempt=attempt)
-            self.runner.cancel(call, attempt)
+            self.runner.cancel((call, attempt))
         self._drop(frame.lost)
         self._known = True
         for unsent in self._unsent.values():
@@ -197,7 +203,7 @@ class Remote:
         error = refusal_of(frame.problem) if frame.problem is not None else None
         if error is not None and error.code == "attempt-fenced":
             self._unsent.pop(key)
-            self.runner.cancel(*key)
+            self.runner.cancel(key)
             for _said, done in unsent:
                 done(error)
             return

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
-from wayside.core.errors import Refusal
+from wayside.core.errors import BadRequest, Refusal
 from wayside.core.records import Batch, Meta, Offset, Spool, StreamConfig, StreamTail, cost_of
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "Unit",
     "Unknown",
     "offset_in",
+    "require_atomic",
 ]
 
 T = TypeVar("T")
@@ -50,6 +51,15 @@ END = (1 << 62) - 1
 """After every position."""
 FORGOTTEN = (-1, -1, 0)
 """What :class:`AppendState` has of a producer that gave way to another."""
+
+
+def require_atomic(abilities: Abilities, what: str) -> None:
+    """Raise :class:`~wayside.errors.BadRequest` where ``what`` needs a transaction over several paths, and there is none."""
+    if not abilities.atomic:
+        raise BadRequest(
+            f"This hub's engine has no transactions over several streams: {what}. Use a hub whose engine has.",
+            code="engine-not-atomic",
+        )
 
 
 @dataclass(frozen=True, slots=True)

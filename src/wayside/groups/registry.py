@@ -12,6 +12,7 @@ import structlog
 
 from wayside.core.callbacks import Done, report
 from wayside.core.clock import Clock
+from wayside.core.engine import require_atomic
 from wayside.core.errors import BadRequest, Conflict, NotFound, Overloaded, Refusal
 from wayside.core.globs import Glob, is_glob
 from wayside.core.policies import is_field
@@ -125,6 +126,7 @@ class Groups:
                 )
             self._check_webhook(spec.webhook)
         if spec.dead_letter:
+            require_atomic(self.log.abilities, "a dead record could be in both places. Leave dead_letter out")
             require_path(spec.dead_letter, self.log.limits.path_bytes_max)
             _require_durable(self.log, spec.dead_letter)
         group = self._groups.get(name)

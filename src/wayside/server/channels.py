@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from wayside.calls.call import Call, Outcome
+from wayside.calls.call import AttemptOutcome, ServiceCall
 from wayside.calls.queue import Worker, spec_of, worker_name
 from wayside.calls.services import Calls
 from wayside.calls.workers import LOCAL, Leases
@@ -70,7 +70,7 @@ class Channelling(Protocol):
         """Send a frame at the end of this turn of the loop; sooner where its ``size`` makes much of what waits."""
         ...
 
-    def answer(self, entry: ChannelCall, call: Call) -> None:
+    def answer(self, entry: ChannelCall, call: ServiceCall) -> None:
         """A call has ended."""
         ...
 
@@ -233,13 +233,13 @@ class ChannelCall:
 
     __slots__ = ("_abandon", "_peer", "call", "channel")
 
-    def __init__(self, peer: Channelling, channel: int, abandon: Callable[[Call], None]) -> None:
+    def __init__(self, peer: Channelling, channel: int, abandon: Callable[[ServiceCall], None]) -> None:
         self._peer = peer
         self._abandon = abandon
         self.channel = channel
-        self.call: Call | None = None
+        self.call: ServiceCall | None = None
 
-    def __call__(self, call: Call) -> None:
+    def __call__(self, call: ServiceCall) -> None:
         self._peer.answer(self, call)
 
     @property
@@ -380,17 +380,9 @@ class WorkerSide:
         specs = [spec_of(document) for document in frame.services]
         if frame.worker.startswith(LOCAL) or not 0 < len(frame.worker) <= WORKER_CHARACTERS_MAX:
             raise BadRequest("A worker makes up its own id, not one of the hub's.", code="worker-invalid")
-        name = worker_name(frame.worker)
-        worker = calls.workers.get(name)
+        worker = leases.enter(worker_name(frame.worker))
         if self.worker is not worker:
             self.detach()
-        if worker is None:
-            worker = Worker(name, [], 0, None)
-            worker.lease_s = self._calls.limits.lease_s
-            worker.renewed = calls.clock.monotonic()
-            calls.workers[worker.id] = worker
-            leases.watch(worker)
-        worker.renewed = calls.clock.monotonic()
         worker.services = [spec.name for spec in specs]
         worker.capacity = max(0, frame.capacity)
         worker.link, worker.stopping = self, False
@@ -399,7 +391,7 @@ class WorkerSide:
         leases.resend(worker, frame.held)
         calls.join(worker, specs)
 
-    def run(self, call: Call) -> None:
+    def run(self, call: ServiceCall) -> None:
         request = call.request
         payload = request.payload
         self.put(
@@ -433,17 +425,17 @@ class WorkerSide:
             )
         taken = partial(self._taken, frame.channel, frame.call, frame.attempt, frame.seq)
         payload = Payload(frame.body, frame.content_type)
-        self._calls.emit(self._working(), frame.call, frame.attempt, frame.seq, frame.kind, payload, taken)
+        self._calls.attempts.emit(self._working(), frame.call, frame.attempt, frame.seq, frame.kind, payload, taken)
 
     def take_finish(self, frame: f.FinishFrame) -> None:
         payload = None if frame.error else Payload(frame.body, frame.content_type)
-        outcome = Outcome(payload, frame.error, frame.again)
+        outcome = AttemptOutcome(payload, frame.error, frame.again)
         taken = partial(self._taken, frame.channel, frame.call, frame.attempt, -1)
-        self._calls.finish(self._working(), frame.call, frame.attempt, outcome, taken)
+        self._calls.attempts.finish(self._working(), frame.call, frame.attempt, outcome, taken)
 
     def take_return(self, frame: f.ReturnFrame) -> None:
         taken = partial(self._taken, frame.channel, frame.call, frame.attempt, -1)
-        self._calls.hand_back(self._working(), frame.call, frame.attempt, taken)
+        self._calls.attempts.hand_back(self._working(), frame.call, frame.attempt, taken)
 
     def _taken(self, channel: int, call: str, attempt: int, seq: int, result: Any) -> None:
         problem = problem_of(result) if isinstance(result, Exception) else None
@@ -456,7 +448,7 @@ class WorkerSide:
         if frame.bye:
             self.worker = None
             for call in list(worker.held.values()):  # on their way to it when it stopped
-                self._calls.hand_back(worker, call.id, call.attempt, lambda _result: None)
+                self._calls.attempts.hand_back(worker, call.id, call.attempt, lambda _result: None)
             self._leases.leave(worker, "it stopped")
 
 

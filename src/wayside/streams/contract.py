@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from wayside.core.callbacks import Done
+from wayside.core.engine import Abilities
 from wayside.core.globs import Glob
 from wayside.core.limits import Limits
 from wayside.core.policies import Policy
@@ -139,8 +140,6 @@ class StreamView(Protocol):
     config: StreamConfig
     closed: bool
     tail: int
-    next: int
-    """Where the next append goes: the tail, and what is on its way to the disk."""
     start: int
     lineage: list[tuple[int, int]]
     deleted: bool
@@ -185,7 +184,9 @@ class Log(Protocol):
 
     limits: Limits
     durable: bool
-    """Whether it has a disk; else all of its streams are in memory."""
+    """Whether what it acknowledges outlives the process; else all of its streams are in memory."""
+    abilities: Abilities
+    """What its streams can do. What needs more is refused."""
 
     def find(self, path: str, *, touch: bool = True) -> StreamView:
         """The stream at ``path``; raises :class:`~wayside.errors.NotFound` or ``Gone``."""

@@ -19,6 +19,7 @@ import structlog
 
 from wayside.core.callbacks import Done
 from wayside.core.clock import Clock
+from wayside.core.engine import require_atomic
 from wayside.core.errors import BadRequest, Conflict, Gone, NotFound, Overloaded, Refusal, StoreFailed, TooLarge
 from wayside.core.metadata import Said
 from wayside.core.records import (
@@ -164,6 +165,9 @@ class Delaying:
         if not held:
             self._log.append_all([(item.path, item.append) for item in items], done, in_line=True)
             return
+        require_atomic(
+            self._log.abilities, "a delayed record could be appended twice, or not at all. Send it when it is due"
+        )
         limit = self._log.limits.delayed_max
         if self.waiting + held > limit:
             raise Overloaded(

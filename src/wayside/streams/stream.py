@@ -48,6 +48,61 @@ _position = attrgetter("position")
 class Stream:
     """One stream. ``tail`` is what readers see, ``next`` where the next append goes."""
 
+    __slots__ = {
+        "_later": "",
+        "_now_ms": "",
+        "_told": "The version that they were last told of.",
+        "awaited": "Whether its engine is waited for and may have other writers, so that what is appended has its place only when the engine says so.",
+        "batches": "",
+        "branches": "Forks of it that are loaded.",
+        "cache_from": "From this position on everything is in memory.",
+        "cached_bytes": "About how much memory ``batches`` take.",
+        "closed": "",
+        "closed_by": "",
+        "closing": "",
+        "cohorts": "",
+        "config": "",
+        "deadline_ms": "",
+        "deleted": "",
+        "entered": "Whether it is in the directory, which then counts the memory it takes.",
+        "fork": "",
+        "forks": "",
+        "fsync": "Whether its appends are shown by the commit of a transaction that this hub makes up.",
+        "gone": "Deleted, and kept for its forks only.",
+        "holds": "Each says from where on somebody has still to do with the records: retention lets none of them go.",
+        "json": "",
+        "keep_bytes": "",
+        "kept_by_cost": "Whether ``keep_bytes`` bounds the memory that records take, and not their bytes.",
+        "limits": "",
+        "lineage": "",
+        "live": "Whether its creation is committed.",
+        "memory": "",
+        "next": "",
+        "on_unread": "",
+        "open": "What the next append joins.",
+        "path": "",
+        "plain": "Whether a body is one record as it is, and no append has to wait.",
+        "producers": "",
+        "promises": "Told of records that are about to be committed.",
+        "readers": "",
+        "sealed": """Position up to which the store's chunk rows hold the records; later ones must stay in memory.""",
+        "seen": "Message ids of the last while (:mod:`wayside.streams.admission`); None: not known yet.",
+        "separator": "",
+        "seq": "",
+        "sid": "",
+        "size": "",
+        "source": "",
+        "start": "",
+        "stored_deadline_ms": "",
+        "tail": "",
+        "translate": "Makes of an offset that was given out before positions were numbered anew one of today.",
+        "unsettled": "Pendings that change more than the records, and may still be taken back.",
+        "version": "",
+        "waiters": "",
+        "waiting": "Appends that wait until they are; None: nobody waits.",
+        "watchers": "Told of each change; the directory fills it in.",
+    }
+
     def __init__(
         self,
         row: Head,
@@ -65,18 +120,13 @@ class Stream:
         self.limits = limits
         memory = self.memory = config.durability is Durability.MEMORY
         self.awaited = awaited and not memory
-        """Whether its engine is waited for and may have other writers, so that what is appended has its place only when
-        the engine says so."""
         self.fsync = config.durability is Durability.FSYNC and not awaited
-        """Whether its appends are shown by the commit of a transaction that this hub makes up."""
         self.plain = not (self.json or self.awaited)
-        """Whether a body is one record as it is, and no append has to wait."""
         self.keep_bytes = config.retention_bytes or (
             limits.retention_bytes_memory if memory else limits.retention_bytes
         )
         self.separator = b"," if self.json else b""
         self.kept_by_cost = memory and config.retention_bytes is None
-        """Whether ``keep_bytes`` bounds the memory that records take, and not their bytes."""
         self.lineage = row.lineage
         self.start = row.start
         self.tail = self.next = row.tail
@@ -89,101 +139,30 @@ class Stream:
         self.fork = row.fork
         self.forks = 0
         self.gone = row.gone
-        """Deleted, and kept for its forks only."""
         self.deleted = False
         self.live = True
-        """Whether its creation is committed."""
         self.open: Pending | None = None
-        """What the next append joins."""
         self.unsettled = 0
-        """Pendings that change more than the records, and may still be taken back."""
         self.translate: Callable[[Offset], Offset] | None = None
-        """Makes of an offset that was given out before positions were numbered anew one of today."""
         self.branches: set[Stream] = set()
-        """Forks of it that are loaded."""
         self.batches: list[Batch] = []
         self.cached_bytes = 0
-        """About how much memory ``batches`` take."""
         self.cache_from = row.tail
-        """From this position on everything is in memory."""
         self.sealed = END if self.awaited else row.tail
-        """Position up to which the store's chunk rows hold the records; later ones must stay in memory."""
         self.cohorts: dict[tuple[object, str], Cohort] = {}
         self.waiters: set[Callable[[], None]] = set()
         self.holds: tuple[Callable[[], int], ...] = ()
-        """Each says from where on somebody has still to do with the records: retention lets none of them go."""
         self.promises: tuple[Callable[[Batch], None], ...] = ()
-        """Told of records that are about to be committed."""
         self.watchers: tuple[Callable[[Stream], None], ...] = ()
-        """Told of each change; the directory fills it in."""
         self._told: object = None
-        """The version that they were last told of."""
         self.readers = 0
         self.on_unread: Callable[[], None] | None = None
         self.seen: dict[str, tuple[int, float]] | None = None
-        """Message ids of the last while (:mod:`wayside.streams.admission`); None: not known yet."""
         self.waiting: list[Callable[[Refusal | None], None]] | None = None
-        """Appends that wait until they are; None: nobody waits."""
         self.version: object = object()
         self._later = later
         self._now_ms = clock.wall_ms
         self.entered = False
-        """Whether it is in the directory, which then counts the memory it takes."""
-
-    __slots__ = (
-        "_later",
-        "_now_ms",
-        "_told",
-        "awaited",
-        "batches",
-        "branches",
-        "cache_from",
-        "cached_bytes",
-        "closed",
-        "closed_by",
-        "closing",
-        "cohorts",
-        "config",
-        "deadline_ms",
-        "deleted",
-        "entered",
-        "fork",
-        "forks",
-        "fsync",
-        "gone",
-        "holds",
-        "json",
-        "keep_bytes",
-        "kept_by_cost",
-        "limits",
-        "lineage",
-        "live",
-        "memory",
-        "next",
-        "on_unread",
-        "open",
-        "path",
-        "plain",
-        "producers",
-        "promises",
-        "readers",
-        "sealed",
-        "seen",
-        "separator",
-        "seq",
-        "sid",
-        "size",
-        "source",
-        "start",
-        "stored_deadline_ms",
-        "tail",
-        "translate",
-        "unsettled",
-        "version",
-        "waiters",
-        "waiting",
-        "watchers",
-    )
 
     def adopt(self, state: AppendState) -> None:
         """What the store knows beside the records."""

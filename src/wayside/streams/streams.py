@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from wayside.core.callbacks import Done
 from wayside.core.clock import Clock, SystemClock
-from wayside.core.engine import Abilities, DeleteStream, Engine, Statistics, Submits
+from wayside.core.engine import Abilities, DeleteStream, Engine, Statistics, Submits, require_atomic
 from wayside.core.errors import BadRequest, Gone, NotFound, Refusal, TooLarge
 from wayside.core.globs import Glob
 from wayside.core.limits import Limits
@@ -434,10 +434,10 @@ class Streams:
             return False
         identities = [identity_of(append) for _, append in appends if append.meta is not None]
         if len(streams) > 1 or (len(appends) > 1 and any(identities)):
-            raise BadRequest(
-                "This hub's engine has no transactions: records of several streams, or several with message ids, cannot be "
-                "appended all or none. Send them one at a time.",
-                code="engine-not-atomic",
+            require_atomic(
+                self.abilities,
+                "records of several streams, or several with message ids, cannot be appended all or none. Send them one at "
+                "a time",
             )
         records: list[bytes] = []
         metas: dict[int, Meta] = {}

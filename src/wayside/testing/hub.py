@@ -14,7 +14,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from wayside.calls.call import Outcome
 from wayside.client.client import CallHandle, Client
 from wayside.client.connection import Channels
 from wayside.client.member import Pace
@@ -23,7 +22,7 @@ from wayside.hub import Hub
 from wayside.storage.embedded.engine import EmbeddedEngine
 from wayside.testing.clock import ManualClock
 from wayside.testing.points import Handlers, Place, Reached, pointed
-from wayside.testing.workers import Link, TestWorker
+from wayside.testing.workers import Cable, TestWorker
 
 __all__ = ["TestHub"]
 
@@ -66,7 +65,7 @@ class TestHub:
         if "log" in vars(self.hub):
             raise RuntimeError("This hub was used before: a TestHub has to be its first use.")
         self.clock = clock or ManualClock()
-        self._link = Link(self)
+        self._link = Cable(self)
         self.client = Client(Channels(self._link, retry_s=None), pace=Pace(self.clock))
         self.reached: list[Reached] = []
         self.workers: list[TestWorker] = []
@@ -134,20 +133,14 @@ class TestHub:
             setattr(store, name, self._whole(getattr(store, name)))  # no copy is ever taken in the middle of either
         if store is not None:
             setattr(store.history, "read", self._counted(store.history.read))  # noqa: B010 - a method
-        place = Place(self, "hub", self._kill)
+        place = self.place("hub", self._kill)
         hub.subscribes = self._local
         hub.client.pace = Pace(self.clock)
         hub.subscribers.wrap = partial(pointed, place=place)
-        hub.worker.runner.handlers = Handlers(hub.handlers, place)
+        hub.worker.handling.handlers = Handlers(hub.handlers, place)
+        hub.worker.handling.before_finish = partial(place.reach, "before-finish")
         hub.worker.worker.stopping = not self._local
-        finish = hub.worker.finish
-
-        def finish_there(call: str, attempt: int, outcome: Outcome) -> None:
-            if not place.reach("before-finish"):
-                finish(call, attempt, outcome)
-
-        setattr(hub.worker, "finish", finish_there)  # noqa: B010 - a method
-        hub.calls._random.seed(0)  # the same delays in each run
+        hub.calls.attempts.random.seed(0)  # the same delays in each run
         await hub.start()
         self.up = True
         await self.client.channels.open()
@@ -202,13 +195,13 @@ class TestHub:
             with self._idle:
                 shutil.copytree(old, self.directory, ignore=shutil.ignore_patterns("*-shm"))
         calls, worker = self.hub.calls, self.hub.worker
-        for call, attempt in list(worker.runner.running):
-            worker.runner.cancel(call, attempt)
+        worker.runner.cancel_all()
+        worker.threads.close()
         self.hub.subscribers.close()
         self.hub.groups.stop()
         for each in [worker.worker, *calls.workers.values()]:
             each.link, each.stopping = None, True
-        calls.on_ended = calls.on_ending = calls.on_declared = None
+        calls.on_declared = calls.attempts.on_ended = calls.attempts.on_ending = None
         calls.stop()
         self._drop("the hub crashed")
         parts = self._place()
@@ -325,6 +318,10 @@ class TestHub:
         an attempt (of a record's handler the first two), or a name that the handler gives to :func:`point`. Where that is the hub's own process (``hub``), the
         hub crashes, and comes back."""
         self._armed.append((point, worker))
+
+    def place(self, worker: str, kill: Callable[[], None]) -> Place:
+        """Where the handlers of a worker run, which ``kill`` crashes."""
+        return Place(self, worker, kill)
 
     def note(self, reached: Reached) -> bool:
         """A handler is at a point. Whether its worker is to be crashed."""

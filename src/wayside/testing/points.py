@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
-from wayside.calls.runner import Handler
+from wayside.calls.handler import Handler
 from wayside.core.signature import Signature
 
 __all__ = ["Crashed", "Handlers", "Noting", "Place", "Reached", "point", "pointed"]

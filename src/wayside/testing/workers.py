@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
-from wayside.calls.call import Outcome
+from wayside.calls.handler import Attempt
 from wayside.calls.runner import Runner
 from wayside.client.connection import Local
 from wayside.client.member import Pace
@@ -15,15 +15,15 @@ from wayside.client.worker import Remote
 from wayside.core.errors import Fenced
 from wayside.hub import Hub
 from wayside.testing.clock import ManualClock
-from wayside.testing.points import Handlers, Noting, Place, pointed
+from wayside.testing.points import Handlers, Place, pointed
 
-__all__ = ["Link", "TestWorker"]
+__all__ = ["Cable", "TestWorker"]
 
 RENEWALS = 3
 """Of a lease, in its time: as :mod:`wayside.client.worker` has it."""
 
 
-class Stage(Noting, Protocol):
+class Stage(Protocol):
     """The test that a worker is part of."""
 
     hub: Hub
@@ -33,12 +33,16 @@ class Stage(Noting, Protocol):
 
     async def settle(self) -> None: ...
 
+    def place(self, worker: str, kill: Callable[[], None]) -> Place:
+        """Where the handlers of a worker run."""
+        ...
 
-class Link(Local):
+
+class Cable:
     """A connection to the test's hub that can be cut, and held up."""
 
     def __init__(self, test: Stage) -> None:
-        super().__init__(lambda wire: test.hub.connections.enter_local(wire))
+        self._local = Local(lambda wire: test.hub.connections.enter_local(wire))
         self._test = test
         self.down = False
         self.stalled = False
@@ -47,7 +51,20 @@ class Link(Local):
     async def open(self, take: Callable[[list[Any]], None], lost: Callable[[str], None]) -> None:
         if self.down or not self._test.up:
             raise OSError("the test has cut it")
-        await super().open(lambda frames: self._then(partial(take, frames)), lambda why: self._then(partial(lost, why)))
+        await self._local.open(
+            lambda frames: self._then(partial(take, frames)), lambda why: self._then(partial(lost, why))
+        )
+
+    @property
+    def connected(self) -> bool:
+        return self._local.connected
+
+    def drop(self, reason: str) -> None:
+        """Break it, as a network may."""
+        self._local.drop(reason)
+
+    async def close(self) -> None:
+        await self._local.close()
 
     def _then(self, do: Callable[[], None]) -> None:
         if self.stalled:
@@ -56,7 +73,7 @@ class Link(Local):
             do()
 
     def send(self, frames: list[Any]) -> None:
-        self._then(partial(super().send, frames))
+        self._then(partial(self._local.send, frames))
 
     def go_on(self) -> None:
         self.stalled = False
@@ -87,16 +104,6 @@ class _Renewal:
         self.next_at = float("inf")
 
 
-class _Member(Remote):
-    """A worker whose end of an attempt is a point."""
-
-    place: Place
-
-    def finish(self, call: str, attempt: int, outcome: Outcome) -> None:
-        if not self.place.reach("before-finish"):
-            super().finish(call, attempt, outcome)
-
-
 class TestWorker:
     """A worker in the test's process, as ``wayside work`` would be another. Made by :meth:`TestHub.worker`."""
 
@@ -114,19 +121,19 @@ class TestWorker:
         self.name = name
         self.crashed = False
         self._test = test
-        self._link = Link(test)
+        self._link = Cable(test)
         self._renewal: _Renewal | None = None
-        place = Place(test, name, self.crash)
+        place = test.place(name, self.crash)
         handlers = Handlers(test.hub.handlers, place, services)
-        self._remote = _Member("http://test", handlers, capacity=capacity, link=self._link, lease=self._renew_by)
-        self._remote.place = place
+        self._remote = Remote("http://test", handlers, capacity=capacity, link=self._link, lease=self._renew_by)
+        self._remote.handling.before_finish = partial(place.reach, "before-finish")
         self._remote.id = self.id = identity
         client = self._remote.client()
         client.pace = self.pace = Pace(test.clock)
         subscribed = test.hub.subscribed
         chosen = set(subscribed if groups is None else groups)
         subscriptions = {group: each for group, each in subscribed.items() if group in chosen}
-        self.subscribers = Subscribers(subscriptions, client, partial(pointed, place=place))
+        self.subscribers = Subscribers(subscriptions, client, self._remote.threads, partial(pointed, place=place))
         self.subscribers.member = name
 
     def __repr__(self) -> str:
@@ -138,7 +145,7 @@ class TestWorker:
         return self._renewal
 
     @property
-    def runner(self) -> Runner:
+    def runner(self) -> Runner[tuple[str, int], Attempt]:
         return self._remote.runner
 
     @property
@@ -177,8 +184,7 @@ class TestWorker:
         self._link.down = True
         self._link.stalled = False
         self.subscribers.close()
-        for call, attempt in self.running:
-            self._remote.runner.cancel(call, attempt)
+        self._remote.runner.cancel_all()
         self._link.drop("the worker crashed")
 
     def stall(self) -> None:

@@ -243,8 +243,10 @@ class Operations:
         for (name, state), number in calls.ledger.ended.items():
             ended.add_metric([name, state], number)
         yield ended
-        yield CounterMetricFamily("wayside_attempts", "Attempts that workers were given.", value=calls.attempts)
-        yield CounterMetricFamily("wayside_fenced", "Reports of attempts that others have.", value=calls.fenced)
+        yield CounterMetricFamily("wayside_attempts", "Attempts that workers were given.", value=calls.attempts.begun)
+        yield CounterMetricFamily(
+            "wayside_fenced", "Reports of attempts that others have.", value=calls.attempts.fenced
+        )
         running = GaugeMetricFamily("wayside_calls_running", "Attempts under way.", labels=["service"])
         waiting = GaugeMetricFamily("wayside_calls_waiting", "Calls that wait for their turn.", labels=["service"])
         for service in calls.services.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wayside.calls.call import PRIORITY_MAX, State
+from wayside.calls.call import PRIORITY_MAX, CallState
 
 
 def parameter(where: str, name: str, text: str, schema: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
@@ -163,7 +163,7 @@ SCHEMAS: dict[str, Any] = {
         *("id", "service", "state", "attempt", "created_ms"),
         id=TEXT,
         service=TEXT,
-        state={"enum": [state.value for state in State]},
+        state={"enum": [state.value for state in CallState]},
         attempt={"type": "integer", "description": "Of how many times it was begun; 0 before the first"},
         created_ms=MS,
         started_ms=MS,

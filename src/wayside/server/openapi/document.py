@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from wayside.calls.call import State
+from wayside.calls.call import CallState
 from wayside.calls.queue import Service
 from wayside.server.openapi.components import (
     LIMIT,
@@ -130,7 +130,7 @@ def _call_paths() -> dict[str, Any]:
                 "summary": "List calls that have not ended, and that have lately; the newest first",
                 "parameters": [
                     parameter("query", "service", "Only calls of this service."),
-                    parameter("query", "state", "Only calls in this state.", {"enum": [s.value for s in State]}),
+                    parameter("query", "state", "Only calls in this state.", {"enum": [s.value for s in CallState]}),
                     LIMIT,
                 ],
                 "responses": {

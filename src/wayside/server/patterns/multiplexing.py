@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from wayside.calls.call import Call, State
+from wayside.calls.call import CallState, ServiceCall
 from wayside.calls.ledger import call_path, no_such_call
 from wayside.calls.services import Calls
 from wayside.calls.workers import Leases
@@ -229,7 +229,7 @@ class Peer(WorkerSide):
             self._put(f.ErrorFrame(channel, problem_of(result)))
             self.settle()
             return
-        call: Call = result
+        call: ServiceCall = result
         entry.call = call
         if told:
             self._put(f.AcceptedFrame(channel, call.id))
@@ -239,13 +239,13 @@ class Peer(WorkerSide):
             call.waiters.append(entry)
             self.settle()
 
-    def answer(self, entry: ChannelCall, call: Call) -> None:
+    def answer(self, entry: ChannelCall, call: ServiceCall) -> None:
         """A call has ended: a client that has left its channel is not told."""
         channel = entry.channel
         if self._wire is None or self._channels.get(channel) is not entry:
             return
         del self._channels[channel]
-        if call.state is State.DONE:
+        if call.state is CallState.DONE:
             payload = call.result
             assert payload is not None
             self._put(f.ResultFrame(channel, payload.data, payload.content_type), len(payload.data))

@@ -15,8 +15,7 @@ from typing import Any
 
 import msgspec
 
-from wayside.calls.call import Call, State
-from wayside.calls.call import Request as CallRequest
+from wayside.calls.call import CallRequest, CallState, ServiceCall
 from wayside.calls.ledger import call_path, no_such_call
 from wayside.calls.queue import Service
 from wayside.calls.services import Calls
@@ -96,7 +95,7 @@ def _answer_events(exchange: Exchange, calls: Calls, wanted: CallRequest, durabl
 
     exchange.on_lost = lost
 
-    def follow(call: Call) -> None:
+    def follow(call: ServiceCall) -> None:
         if gone:
             calls.abandon(call)
             return
@@ -166,7 +165,7 @@ class _Waiting:
         self._wait_s = None if wait_s is None else min(wait_s, calls.limits.wait_s_max)
         self._asynchronous = asynchronous
         self._timer: asyncio.TimerHandle | None = None
-        self._call: Call | None = None
+        self._call: ServiceCall | None = None
 
     def submitted(self, result: Any) -> None:
         """A durable call is on disk, or was refused."""
@@ -181,7 +180,7 @@ class _Waiting:
             result.waiters.append(self.ended)
             self.wait(result)
 
-    def wait(self, call: Call) -> None:
+    def wait(self, call: ServiceCall) -> None:
         """Answer when the call has ended; with its handle, or 504, when the time is over."""
         self._call = call
         if call.final:
@@ -196,7 +195,7 @@ class _Waiting:
     def _drain(self) -> None:
         """The hub stops. What runs is waited for, and what its own process will still run; other workers are leaving."""
         call = self._call
-        if call is None or call.durable or call.state is not State.QUEUED:
+        if call is None or call.durable or call.state is not CallState.QUEUED:
             return
         if not any(worker.stays for worker in call.spec.workers):
             stopping = Overloaded(
@@ -206,12 +205,12 @@ class _Waiting:
             self._exchange.refuse(stopping)
             self._lost()
 
-    def ended(self, call: Call) -> None:
+    def ended(self, call: ServiceCall) -> None:
         if self._timer is not None:
             self._timer.cancel()
         answer_result(self._exchange, call)
 
-    def _leave(self) -> Call:
+    def _leave(self) -> ServiceCall:
         """The end of the call is not waited for any more."""
         if self._timer is not None:
             self._timer.cancel()
@@ -244,10 +243,10 @@ class _Waiting:
         self._calls.abandon(self._leave())
 
 
-def answer_result(exchange: Exchange, call: Call) -> None:
+def answer_result(exchange: Exchange, call: ServiceCall) -> None:
     """A call that has ended: its bare result, or why there is none."""
     try:
-        if call.state is not State.DONE:
+        if call.state is not CallState.DONE:
             exchange.refuse(problem_as_refusal(call))
             return
         assert call.result is not None
@@ -282,7 +281,7 @@ class _Recorded(Refusal):
         return self._document
 
 
-def problem_as_refusal(call: Call) -> Refusal:
+def problem_as_refusal(call: ServiceCall) -> Refusal:
     """Why a call has no result."""
     return _Recorded(call.error or {}, call.id)
 
@@ -290,7 +289,7 @@ def problem_as_refusal(call: Call) -> Refusal:
 # -- reading a call
 
 
-def find(exchange: Exchange, calls: Calls, identity: str, then: Callable[[Call], None]) -> None:
+def find(exchange: Exchange, calls: Calls, identity: str, then: Callable[[ServiceCall], None]) -> None:
     """Go on with a call, which may have to be read from the disk first; or refuse."""
     call = calls.ledger.known(identity)
     if call is not None:
@@ -348,7 +347,7 @@ def read_status(exchange: Exchange, calls: Calls, identity: str, wait_s: float |
     """Answer with the call as it is; with ``wait_s`` once it has ended, or when that time is over. ``result``: with its
     bare result, once there is one."""
 
-    def answer(call: Call) -> None:
+    def answer(call: ServiceCall) -> None:
         if result and call.final:
             answer_result(exchange, call)
             return
@@ -358,17 +357,17 @@ def read_status(exchange: Exchange, calls: Calls, identity: str, wait_s: float |
         if wait_s is not None:
             head += b"Preference-Applied: wait=%d\r\n" % min(wait_s, calls.limits.wait_s_max)
         document = call.status()
-        if call.state is State.DONE and call.result is not None and call.result.content_type == "application/json":
+        if call.state is CallState.DONE and call.result is not None and call.result.content_type == "application/json":
             document["result"] = msgspec.Raw(call.result.data)
         exchange.respond(202 if result else 200, head, msgspec.json.encode(document))
 
-    def found(call: Call) -> None:
+    def found(call: ServiceCall) -> None:
         if call.final or not wait_s:
             answer(call)
             return
         timer = asyncio.get_running_loop().call_later(min(wait_s, calls.limits.wait_s_max), lambda: over())
 
-        def ended(call: Call) -> None:
+        def ended(call: ServiceCall) -> None:
             timer.cancel()
             answer(call)
 
@@ -394,16 +393,16 @@ def cancel(exchange: Exchange, calls: Calls, identity: str) -> None:
     def done(result: Any) -> None:
         if isinstance(result, Exception):
             exchange.refuse(result)
-        elif result.state is not State.CANCELLED:
+        elif result.state is not CallState.CANCELLED:
             exchange.refuse(Conflict(f"Call {identity} has ended: it cannot be cancelled.", code="call-ended"))
         else:
             exchange.respond(200, _JSON, msgspec.json.encode(result.status()))
 
-    def found(call: Call) -> None:
-        if call.state is State.CANCELLED:
+    def found(call: ServiceCall) -> None:
+        if call.state is CallState.CANCELLED:
             done(call)
         else:
-            calls.cancel(identity, "It was cancelled by request.", done)
+            calls.attempts.cancel(identity, "It was cancelled by request.", done)
 
     find(exchange, calls, identity, found)
 
@@ -413,8 +412,8 @@ def list_calls(exchange: Exchange, calls: Calls) -> None:
     request = exchange.request
     limit = _limit(request)
     service, state = request.one("service") or "", request.one("state") or ""
-    if state and state not in [s.value for s in State]:
-        raise BadRequest(f"state is one of {', '.join(s.value for s in State)}.", code="parameter-invalid")
+    if state and state not in [s.value for s in CallState]:
+        raise BadRequest(f"state is one of {', '.join(s.value for s in CallState)}.", code="parameter-invalid")
     found = [
         call
         for call in [*calls.ledger.open.values(), *calls.ledger.recent.values()]
