@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.clock import ManualClock
+from tests.support.receiver import Receiver
 from wayside.hub import Hub
+from wayside.testing import ManualClock
 
 
 @pytest.fixture
@@ -35,3 +36,11 @@ async def hub(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[H
     """A started hub of each engine."""
     async with Hub("memory:" if request.param == "memory" else f"file:{tmp_path / 'data'}") as hub:
         yield hub
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A receiver of webhooks, on loopback."""
+    receiver = Receiver()
+    yield receiver
+    receiver.stop()

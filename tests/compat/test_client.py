@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from tests.compat.programs import PROGRAMS
-from tests.e2e.processes import JS, ROOT, Hub, Program, Run, eventually, node
+from tests.support.processes import JS, ROOT, Hub, Program, Run, node
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.e2e
 Old = Callable[..., Program]

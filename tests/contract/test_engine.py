@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.foreign import ForeignEngine
+from tests.support.foreign import ForeignEngine
 from wayside.core.engine import AppendState, Change, Engine, Head, Put, Stored, TailMoved
 from wayside.core.errors import Gone
 from wayside.core.records import JSON, Batch, Meta, StreamConfig

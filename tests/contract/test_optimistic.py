@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.foreign import ForeignEngine
+from tests.support.foreign import ForeignEngine
 from wayside.core.callbacks import asked
 from wayside.core.errors import BadRequest, Conflict, Gone, NotFound, TooLarge
 from wayside.core.records import JSON, Append, Appended, Create, Durability, Meta, Producer, StreamConfig

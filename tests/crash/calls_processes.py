@@ -7,7 +7,6 @@ import itertools
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,8 +17,8 @@ from pathlib import Path
 import httpx
 
 from tests.crash.calls_app import LEASE_S
+from tests.support.processes import ROOT, free_port
 
-ROOT = Path(__file__).resolve().parents[2]
 START_S = 60.0
 """What a process may take to start on a busy machine."""
 PAUSE_S = (0.1, 0.7)
@@ -29,14 +28,6 @@ BLOWS = {"hub killed": 8, "hub ended": 1, "hub stopped": 1, "worker killed": 8, 
 KILLS = ("killed", "ended")
 CRASHED = 77
 """Exit status of a worker that ended itself on purpose."""
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 class Process:

@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from tests.support.events import EventParser
 from wayside.storage.embedded.store import Store
 
 KILLS = int(os.environ.get("WAYSIDE_CRASH_KILLS", "100"))
@@ -128,6 +129,7 @@ class Client:
     """One connection. Raises ``LOST`` errors when the hub goes."""
 
     def __init__(self, address: tuple[str, int]) -> None:
+        self.address = address
         self._connection = http.client.HTTPConnection(*address, timeout=20)
 
     def ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Reply:
@@ -140,15 +142,13 @@ class Client:
         self._connection.request("GET", f"/v1/stream/{path}", None, {"Accept": "text/event-stream"})
         response = self._connection.getresponse()
         assert response.status == 200
-        token = event = ""
-        while token != until:
-            line = response.readline().rstrip(b"\n")
+        parser = EventParser()
+        while parser.last_id != until:
+            parser.feed(response.readline())
             assert not response.isclosed(), "the events ended before the tail"
-            if line.startswith(b"id: "):
-                event = line[4:].decode()
-            elif line.startswith(b"data:"):
-                token = event
-                yield token, line[5:].removeprefix(b" ")
+            while parser.events:
+                event = parser.events.popleft()
+                yield event.id, event.data.encode()
 
     def close(self) -> None:
         self._connection.close()
@@ -400,7 +400,7 @@ class Async(Publisher):
         tail = client.ask("HEAD", "async")
         here: dict[str, bytes] = {}
         if position_of(tail.next_offset):
-            with connected((client._connection.host, client._connection.port)) as other:
+            with connected(client.address) as other:
                 here = dict(other.events("async", tail.next_offset))
         numbers = [json.loads(record)["id"] for record in here.values()]
         assert numbers == sorted(set(numbers)), "records of async are out of order, or twice there"

@@ -22,10 +22,11 @@ import httpx
 import pytest
 
 import wayside
-from tests.crash.calls_processes import Process, Stage, free_port
+from tests.crash.calls_processes import Process, Stage
 from tests.crash.groups_app import DEAD, GROUPS, LEASE_S, ORDERED, OUT, TRANSFORM
 from tests.crash.groups_oracle import EXTRA, Story, read_notes, violations
 from tests.crash.groups_publishers import Bare, Named, Posted, Publisher, by_stream
+from tests.support.processes import free_port
 from wayside import Client
 
 KILLS = int(os.environ.get("WAYSIDE_CRASH_GROUP_KILLS", "16"))

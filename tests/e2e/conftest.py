@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.processes import Hub, Run
+from tests.support.browser import Browser, start_chromium
+from tests.support.command import Command
+from tests.support.processes import Hub, Run
 
 HERE = Path(__file__).parent
 
@@ -49,3 +51,19 @@ def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     run = Run()
     yield Hub(run, tmp_path_factory.mktemp("shared") / "data")
     run.dispose()
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser for the tests of a file."""
+    run = Run()
+    browser = start_chromium(run, tmp_path_factory.mktemp("browser") / "profile")
+    yield browser
+    browser.quit()
+    run.dispose()
+
+
+@pytest.fixture
+def wayside(shared_hub: Hub) -> Command:
+    """Commands for the hub of the file."""
+    return Command(shared_hub.url)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from tests.e2e.processes import PATIENCE_S, ROOT, WAYSIDE, Hub, Program, Run, events
+from tests.support.events import events_of
+from tests.support.processes import ROOT, WAYSIDE, Hub, Program, Run, free_port
+from tests.support.waiting import PATIENCE_S
 
 FILES = ("original.jpeg", "compressed.jpeg", "thumbnail.jpeg", "picture.webp", "picture.png")
 SIZE = (1200, 800)
@@ -22,8 +23,7 @@ class Readme:
 
     def __init__(self, run: Run, directory: Path, *titles: str) -> None:
         self.directory = directory
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port = listener.getsockname()[1]
+        self.port = free_port()
         self._run = run
         self._env = {"WAYSIDE_PORT": str(self.port), "WAYSIDE_HUB": f"http://127.0.0.1:{self.port}"}
         (directory / ".venv").symlink_to(sys.prefix)
@@ -74,9 +74,10 @@ def body_of(answer: str) -> Any:
 
 def sse(text: str) -> list[dict[str, Any]]:
     """The events of a call."""
-    found = [(kind, data) for kind, _id, data in events(iter([*text.splitlines(), ""]))]
-    assert found[-1][0] == "closed"
-    return [json.loads(data) for kind, data in found if kind == "message"]
+    fields = ("", "data", "event", "id", "retry")  # a hub in the background may have said something in between
+    found = list(events_of([*(line for line in text.splitlines() if line.partition(":")[0] in fields), ""]))
+    assert found[-1].type == "closed"
+    return [json.loads(event.data) for event in found if event.type == "message"]
 
 
 def look_right(directory: Path, size: tuple[int, int] = SIZE) -> None:

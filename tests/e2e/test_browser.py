@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 
-from tests.e2e.processes import CHROMIUM, JS, Hub, Program, Publisher, Run, eventually, node, tool
+from tests.support.browser import Browser, serve_pages
+from tests.support.processes import Hub, Publisher
 
 PAGE = """<!doctype html>
 <meta charset="utf-8">
@@ -77,83 +75,11 @@ log("ready")
 """
 
 
-class Browser:
-    """The page in a headless browser."""
-
-    def __init__(self, program: Program) -> None:
-        self._program = program
-        self._values = 0
-        self.log = program.out
-
-    def open(self, url: str) -> None:
-        """Leave the page, forget its log, open another."""
-        self.evaluate("goto about:blank")
-        self.log.lines.clear()
-        self._values = 0
-        self.evaluate(f"goto {url}")
-        self.log.wait_for("^ready$")
-
-    def evaluate(self, script: str) -> Any:
-        """The value of an expression in the page."""
-        assert "\n" not in script
-        self._program.write(f"{script}\n")
-        self._values += 1
-
-        def values() -> list[str]:
-            return [line for line in self.log.lines if line.startswith("value: ")]
-
-        eventually(lambda: len(values()) >= self._values or not self._program.running, script)
-        assert len(values()) == self._values, f"{self.log.text}\n{self._program.err.text}"
-        value = values()[-1].removeprefix("value: ")
-        return None if value == "undefined" else json.loads(value)
-
-    def wait_seen(self, count: int) -> list[Any]:
-        """What the page has heard, once it is so much or more."""
-        eventually(lambda: self.evaluate("seen.length") >= count, f"{count} records in the page\n{self.log.text}")
-        seen: list[Any] = self.evaluate("seen")
-        return seen
-
-    def count(self, prefix: str) -> int:
-        return sum(line.startswith(prefix) for line in self.log.lines)
-
-    def wait_log(self, prefix: str, count: int) -> None:
-        eventually(lambda: self.count(prefix) >= count, f"{count} times {prefix!r} in the log of the page")
-
-
 @pytest.fixture(scope="module")
 def page() -> Iterator[str]:
     """Serves the page; its URL."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = PAGE.encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """A browser with a profile of its own; starting one takes seconds."""
-    run = Run()
-    profile = tmp_path_factory.mktemp("browser") / "profile"
-    program = run([node("playwright-core"), JS / "browser.mjs", tool(*CHROMIUM), profile])
-    yield Browser(program)
-    program.stdin.close()
-    program.wait()
-    run.dispose()
+    with serve_pages({"/": ("text/html; charset=utf-8", PAGE.encode())}) as url:
+        yield f"{url}/"
 
 
 @pytest.fixture
@@ -164,8 +90,9 @@ def browser(chromium: Browser, page: str) -> Iterator[Browser]:
     chromium.evaluate("goto about:blank")
 
 
-def test_event_source_over_a_crash(hub: Hub, browser: Browser) -> None:
-    """EventSource gets every acknowledged record once and in order, although the hub is killed in the middle."""
+def test_event_source_over_crashes_and_a_restart(hub: Hub, browser: Browser) -> None:
+    """EventSource gets every acknowledged record once and in order, although the hub is killed, and stopped in order,
+    in the middle."""
     url = hub.create("crash")
     browser.evaluate(f"void listen('{url}')")
     publisher = Publisher(url)
@@ -179,24 +106,14 @@ def test_event_source_over_a_crash(hub: Hub, browser: Browser) -> None:
     hub.kill()
     hub.start()
     publisher.wait_more(50)
+    browser.wait_log("open", 3)
+    assert hub.stop() == 0
+    hub.start()
+    publisher.wait_more(50)
     count = publisher.stop()
     assert browser.wait_seen(count) == list(range(count))
     assert hub.read("crash") == list(range(count))
     assert publisher.repeated > 0
-
-
-def test_event_source_over_a_restart(hub: Hub, browser: Browser) -> None:
-    """EventSource goes on by itself when the hub is restarted in order."""
-    url = hub.create("restart")
-    browser.evaluate(f"void listen('{url}')")
-    publisher = Publisher(url)
-    publisher.wait_more(20)
-    browser.wait_seen(20)
-    assert hub.stop() == 0
-    hub.start()
-    publisher.wait_more(20)
-    count = publisher.stop()
-    assert browser.wait_seen(count) == list(range(count))
 
 
 def test_event_source_of_a_stream_that_closes(hub: Hub, browser: Browser) -> None:

@@ -14,44 +14,24 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.processes import PATIENCE_S, WAYSIDE, Hub, Program, Publisher, Run, events, eventually, tool
+from tests.support.command import Command
+from tests.support.events import Event, events_of
+from tests.support.processes import WAYSIDE, Hub, Program, Publisher, Run, free_port, tool
+from tests.support.waiting import PATIENCE_S, eventually
 
 PATTERNS = ("poll", "long-poll", "sse", "push")
-Command = Callable[..., Program]
+Start = Callable[..., Program]
 StartHub = Callable[..., Hub]
 
 
 @pytest.fixture
-def start(run: Run, shared_hub: Hub) -> Command:
+def start(run: Run, shared_hub: Hub) -> Start:
     """Starts a command that talks to a hub: the shared one unless one is given."""
 
     def start(*arguments: str, hub: Hub = shared_hub) -> Program:
         return run([*WAYSIDE, *arguments], env={"WAYSIDE_HUB": hub.url})
 
     return start
-
-
-@pytest.fixture
-def wayside(start: Command) -> Callable[..., str]:
-    """Runs a command to its end, and returns what it printed; it is to succeed."""
-
-    def run_command(*arguments: str, stdin: str = "", **where: Hub) -> str:
-        program = start(*arguments, **where)
-        program.write(stdin)
-        program.stdin.close()
-        assert program.wait() == 0, program.err.text
-        return program.out.text
-
-    return run_command
-
-
-Wayside = Callable[..., str]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 # -- serve
@@ -62,16 +42,6 @@ def test_serve_announces_itself(hub: Hub) -> None:
     assert hub.port > 0
     assert hub.program.out.lines[0] == f"listening on {hub.url}"
     assert httpx.get(f"{hub.url}/readyz").status_code == 200
-
-
-def test_serve_keeps_records_over_a_kill(hub: Hub) -> None:
-    """What was acknowledged is there after SIGKILL."""
-    hub.create("orders")
-    offset = hub.append("orders", "[1, 2, 3]")
-    hub.kill()
-    hub.start()
-    assert hub.read("orders") == [1, 2, 3]
-    assert httpx.head(hub.stream("orders")).headers["Stream-Next-Offset"] == offset
 
 
 def test_serve_in_memory(run: Run, tmp_path: Path) -> None:
@@ -185,7 +155,7 @@ def test_serve_drains(hub: Hub) -> None:
     sse = {"Accept": "text/event-stream"}
     with httpx.stream("GET", url, headers=sse, timeout=PATIENCE_S) as response:
         lines = response.iter_lines()
-        assert next(events(lines)) == ("message", offset, "1")
+        assert next(events_of(lines)) == Event("message", "1", offset)
         poll = socket.create_connection(("127.0.0.1", hub.port))
         poll.sendall(f"GET /v1/stream/orders?offset={offset} HTTP/1.1\r\nHost: x\r\nPrefer: wait=30\r\n\r\n".encode())
         eventually(
@@ -235,16 +205,16 @@ def _refuses(hub: Hub) -> bool:
 # -- publish
 
 
-def test_publish_arguments(shared_hub: Hub, start: Command) -> None:
+def test_publish_arguments(shared_hub: Hub, wayside: Command) -> None:
     """Each argument is a record; the stream is created as JSON, and the offset after the last is printed."""
-    program = start("publish", "arguments", '{"id": 1}', "[2]", "3")
-    assert program.wait() == 0, program.err.text
+    ended = wayside.run("publish", "arguments", '{"id": 1}', "[2]", "3")
+    assert ended.status == 0
     assert shared_hub.read("arguments") == [{"id": 1}, [2], 3]
-    assert program.out.lines == [httpx.head(shared_hub.stream("arguments")).headers["Stream-Next-Offset"]]
-    assert program.err.lines == ["wayside: created arguments (application/json)"]
+    assert ended.out == httpx.head(shared_hub.stream("arguments")).headers["Stream-Next-Offset"]
+    assert ended.err == "wayside: created arguments (application/json)\n"
 
 
-def test_publish_text_and_options(shared_hub: Hub, wayside: Wayside) -> None:
+def test_publish_text_and_options(shared_hub: Hub, wayside: Command) -> None:
     """What is not JSON makes a text stream; content type and durability can be told; ``-q`` prints nothing."""
     wayside("publish", "words", "one", "two")
     head = httpx.head(shared_hub.stream("words")).headers
@@ -255,22 +225,21 @@ def test_publish_text_and_options(shared_hub: Hub, wayside: Wayside) -> None:
     assert httpx.head(shared_hub.stream("presence")).headers["stream-durability"] == "memory"
 
 
-def test_publish_says_more(shared_hub: Hub, start: Command, wayside: Wayside) -> None:
+def test_publish_says_more(shared_hub: Hub, wayside: Command) -> None:
     """A message id makes a second record a duplicate, which is said; key and headers go with it; a delay prints when."""
     said = ["--id", "a", "--key", "k", "--header", "Trace: t-\u00fc", "--ttl", "600"]
     offset = wayside("publish", "said", "[1]", *said)
-    again = start("publish", "said", "[1]", *said)
-    assert (again.wait(), again.out.text, again.err.lines) == (0, offset, ["wayside: it had been published before"])
+    again = wayside.run("publish", "said", "[1]", *said)
+    assert (again.status, again.out, again.err) == (0, offset, "wayside: it had been published before\n")
     assert wayside("publish", "said", "2", "3", "--delay", "3600").startswith("due 2")
     accept = {"Accept": "application/vnd.wayside.records+json"}
     (record,) = httpx.get(shared_hub.stream("said"), headers=accept).json()
     assert (record["data"], record["id"], record["key"], record["headers"]) == ([1], "a", "k", {"trace": "t-\u00fc"})
     for wrong in (["1", "2", "--id", "b"], ["1", "--header", "none"]):
-        program = start("publish", "said", *wrong)
-        assert program.wait() != 0
+        assert wayside.run("publish", "said", *wrong).status != 0
 
 
-def test_publish_standard_input(shared_hub: Hub, wayside: Wayside) -> None:
+def test_publish_standard_input(shared_hub: Hub, wayside: Command) -> None:
     """Each line is a record, the last one also without its newline; empty ones are none."""
     lines = [json.dumps({"n": number}) for number in range(2000)]
     wayside("publish", "lines", stdin="\n\n".join(lines))
@@ -279,7 +248,7 @@ def test_publish_standard_input(shared_hub: Hub, wayside: Wayside) -> None:
     assert httpx.head(shared_hub.stream("nothing")).status_code == 404
 
 
-def test_publish_a_growing_file(shared_hub: Hub, start: Command, tmp_path: Path) -> None:
+def test_publish_a_growing_file(shared_hub: Hub, start: Start, tmp_path: Path) -> None:
     """``tail -F file | wayside publish`` appends lines as they are written, also over a rotation."""
     log = tmp_path / "app.log"
     log.write_text("line 0\n")
@@ -312,7 +281,7 @@ def test_publish_a_growing_file(shared_hub: Hub, start: Command, tmp_path: Path)
 
 
 @pytest.mark.parametrize("ending", ["stop", "kill"])
-def test_publish_over_a_restart(hub: Hub, start: Command, ending: str) -> None:
+def test_publish_over_a_restart(hub: Hub, start: Start, ending: str) -> None:
     """A hub that goes in the middle of a publish and comes back has each line once, in order."""
     program = start("publish", "restart", hub=hub)
     lines = iter(range(1_000_000))
@@ -343,7 +312,7 @@ def test_publish_over_a_restart(hub: Hub, start: Command, ending: str) -> None:
     assert [record["n"] for record in hub.read("restart")] == list(range(written))
 
 
-def test_publish_refuses_what_does_not_fit(shared_hub: Hub, start: Command) -> None:
+def test_publish_refuses_what_does_not_fit(shared_hub: Hub, wayside: Command) -> None:
     """What is not JSON for a JSON stream, another content type, a closed stream: a sentence and a status."""
     shared_hub.create("strict")
     for arguments, status, complaint in (
@@ -352,16 +321,12 @@ def test_publish_refuses_what_does_not_fit(shared_hub: Hub, start: Command) -> N
         (("strict", "1", "--durability", "memory"), 1, "durability is fsync"),
         (("a//b", "1"), 1, "not a stream path"),
     ):
-        program = start("publish", *arguments)
-        assert (program.wait(), complaint in program.err.text) == (status, True), program.err.text
-        assert "Traceback" not in program.err.text
+        assert complaint in wayside.fails("publish", *arguments, status=status)
     shared_hub.close_stream("strict")
-    program = start("publish", "strict", "1")
-    assert program.wait() == 1
-    assert "closed" in program.err.text
+    assert "closed" in wayside.fails("publish", "strict", "1")
 
 
-def test_publish_up_to_what_is_wrong(shared_hub: Hub, start: Command) -> None:
+def test_publish_up_to_what_is_wrong(shared_hub: Hub, start: Start) -> None:
     """Of lines with a wrong one among them, those before it are appended, however they came, and the number is told."""
     for number, chunks in enumerate((["1\n2\nbad\n3\n"], ["1\n", "2\n", "bad\n3\n"])):
         name = f"up-to/{number}"
@@ -376,7 +341,7 @@ def test_publish_up_to_what_is_wrong(shared_hub: Hub, start: Command) -> None:
         assert shared_hub.read(name) == [1, 2]
 
 
-def test_publish_lines_as_they_are(shared_hub: Hub, wayside: Wayside) -> None:
+def test_publish_lines_as_they_are(shared_hub: Hub, wayside: Command) -> None:
     """Lines of blanks are lines; only what is empty is no record."""
     wayside("publish", "blank", stdin="a\n\n  \nb\r\n\tc")
     assert httpx.get(shared_hub.stream("blank")).text == "a  b\tc"
@@ -386,7 +351,7 @@ def test_publish_lines_as_they_are(shared_hub: Hub, wayside: Wayside) -> None:
 
 
 @pytest.mark.parametrize("via", PATTERNS)
-def test_tail_prints_offsets_that_lose_nothing(shared_hub: Hub, wayside: Wayside, via: str) -> None:
+def test_tail_prints_offsets_that_lose_nothing(shared_hub: Hub, wayside: Command, via: str) -> None:
     """Whoever stops after any line and reads on from its offset gets all that came after it."""
     name = f"offsets/{via}"
     shared_hub.create(name)
@@ -400,19 +365,18 @@ def test_tail_prints_offsets_that_lose_nothing(shared_hub: Hub, wayside: Wayside
         assert rest[-(4 - seen) :] == [str(n) for n in range(seen + 1, 5)] or seen == 4
 
 
-def test_tail_of_text_that_is_none(shared_hub: Hub, start: Command) -> None:
+def test_tail_of_text_that_is_none(shared_hub: Hub, wayside: Command) -> None:
     """A line that is not UTF-8 in a text stream comes through each pattern as it is."""
     shared_hub.create("bad-text", "text/plain")
     for record in (b"ok", b"bad\xff", b"after"):
         shared_hub.append("bad-text", record, "text/plain")
     shared_hub.close_stream("bad-text")
-    program = start("tail", "bad-text", "--via", "push", "--from", "start")
-    assert program.wait() == 0, program.err.text
-    assert program.out.lines == ["ok", b"bad\xff".decode(errors="replace"), "after"]
+    ended = wayside.run("tail", "bad-text", "--via", "push", "--from", "start")
+    assert (ended.status, ended.data) == (0, b"ok\nbad\xff\nafter\n")
 
 
 @pytest.mark.parametrize("via", ["sse", "push"])
-def test_tail_of_a_quiet_stream_over_restarts(hub: Hub, start: Command, via: str) -> None:
+def test_tail_of_a_quiet_stream_over_restarts(hub: Hub, start: Start, via: str) -> None:
     """The time to keep trying begins with each interruption, also where no record came between two."""
     hub.create("quiet")
     tail = start("tail", "quiet", "--via", via, "--from", "start", "--retry", "4", hub=hub)
@@ -428,7 +392,7 @@ def test_tail_of_a_quiet_stream_over_restarts(hub: Hub, start: Command, via: str
 
 
 @pytest.mark.parametrize("via", PATTERNS)
-def test_tail(shared_hub: Hub, start: Command, via: str) -> None:
+def test_tail(shared_hub: Hub, start: Start, via: str) -> None:
     """Each pattern prints history from the start, then what comes, and ends when the stream is closed."""
     name = f"tail/{via}"
     shared_hub.create(name)
@@ -448,9 +412,7 @@ def test_tail(shared_hub: Hub, start: Command, via: str) -> None:
     ("kind", "records"),
     [("text/plain", ["grüße", "two\nlines", '"quoted"\\ \t']), ("application/octet-stream", ["\x00\x01", "é\r\n"])],
 )
-def test_tail_of_text_and_bytes(
-    shared_hub: Hub, start: Command, tmp_path: Path, via: str, kind: str, records: list[str]
-) -> None:
+def test_tail_of_text_and_bytes(shared_hub: Hub, wayside: Command, via: str, kind: str, records: list[str]) -> None:
     """Every pattern gives the same bytes, which are those that were appended; text records end in a newline."""
     name = f"kinds/{via}/{kind}"
     shared_hub.create(name, kind)
@@ -458,8 +420,9 @@ def test_tail_of_text_and_bytes(
         shared_hub.append(name, record.encode(), kind)
     shared_hub.close_stream(name)
     newline = "\n" if kind == "text/plain" else ""
-    command = [*WAYSIDE, "tail", name, "--via", via, "--from", "start", "--hub", shared_hub.url]
-    printed = subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=True).stdout.decode()
+    ended = wayside.run("tail", name, "--via", via, "--from", "start")
+    assert ended.status == 0, ended.err
+    printed = ended.data.decode()
     if via in ("poll", "long-poll"):  # a body of text or bytes has no borders between records
         assert printed == "".join(records) + newline
     else:
@@ -467,7 +430,7 @@ def test_tail_of_text_and_bytes(
 
 
 @pytest.mark.parametrize("via", PATTERNS)
-def test_tail_over_restarts(hub: Hub, start: Command, via: str) -> None:
+def test_tail_over_restarts(hub: Hub, start: Start, via: str) -> None:
     """Each pattern goes on where it was when the hub is stopped and started, and killed and started."""
     url = hub.create("restarts")
     tail = start("tail", "restarts", "--via", via, "--from", "start", "--interval", "0.05", hub=hub)
@@ -487,7 +450,7 @@ def test_tail_over_restarts(hub: Hub, start: Command, via: str) -> None:
     assert [int(line) for line in tail.out.lines] == list(range(count))
 
 
-def test_tail_from_and_offsets(shared_hub: Hub, start: Command, wayside: Wayside) -> None:
+def test_tail_from_and_offsets(shared_hub: Hub, start: Start, wayside: Command) -> None:
     """``--offsets`` prints what ``--from`` takes, ``-n`` ends, and from now on is only what comes."""
     shared_hub.create("offsets")
     shared_hub.append("offsets", "[1, 2, 3]")
@@ -501,7 +464,7 @@ def test_tail_from_and_offsets(shared_hub: Hub, start: Command, wayside: Wayside
     assert live.out.lines == ["4"]
 
 
-def test_tail_interrupted(shared_hub: Hub, start: Command) -> None:
+def test_tail_interrupted(shared_hub: Hub, start: Start) -> None:
     """Ctrl-C tells where to resume."""
     shared_hub.create("interrupted")
     offset = shared_hub.append("interrupted", "1")
@@ -515,7 +478,7 @@ def test_tail_interrupted(shared_hub: Hub, start: Command) -> None:
 # -- the rest
 
 
-def test_create(shared_hub: Hub, wayside: Wayside, start: Command) -> None:
+def test_create(shared_hub: Hub, wayside: Command) -> None:
     """Every option of a stream can be told; the same again confirms, another is refused."""
     options = ("--durability", "async", "--ttl", "3600", "--retention-bytes", "5000000", "--retention-age", "86400")
     created = wayside("create", "made/here", "--content-type", "text/plain", *options)
@@ -524,14 +487,12 @@ def test_create(shared_hub: Hub, wayside: Wayside, start: Command) -> None:
     assert (head["content-type"], head["stream-durability"], head["stream-ttl"]) == ("text/plain", "async", "3600")
     assert (head["stream-retention-bytes"], head["stream-retention-age"]) == ("5000000", "86400")
     assert wayside("create", "made/here", "--content-type", "text/plain", *options).startswith("exists made/here at ")
-    other = start("create", "made/here")
-    assert other.wait() == 1
-    assert "exists with another" in other.err.text
+    assert "exists with another" in wayside.fails("create", "made/here")
     wayside("create", "made/until", "--expires-at", "2100-01-31T12:00:00Z")
     assert httpx.head(shared_hub.stream("made/until")).headers["stream-expires-at"] == "2100-01-31T12:00:00Z"
 
 
-def test_create_a_fork(shared_hub: Hub, wayside: Wayside) -> None:
+def test_create_a_fork(shared_hub: Hub, wayside: Command) -> None:
     """A fork begins with what its source had, up to an offset or to its tail."""
     shared_hub.create("source")
     offset = shared_hub.append("source", "1")
@@ -543,7 +504,7 @@ def test_create_a_fork(shared_hub: Hub, wayside: Wayside) -> None:
     assert shared_hub.read("fork/offset") == [1]
 
 
-def test_streams(shared_hub: Hub, wayside: Wayside) -> None:
+def test_streams(shared_hub: Hub, wayside: Command) -> None:
     """Streams are listed by prefix, for people or as JSON."""
     for name in ("listed/b", "listed/a", "other/c"):
         shared_hub.create(name)
@@ -558,7 +519,7 @@ def test_streams(shared_hub: Hub, wayside: Wayside) -> None:
     assert [entry["path"] for entry in entries] == sorted(entry["path"] for entry in entries)
 
 
-def test_info_close_delete(shared_hub: Hub, wayside: Wayside, start: Command) -> None:
+def test_info_close_delete(shared_hub: Hub, wayside: Command) -> None:
     """A stream is described, closed and deleted; then there is none."""
     shared_hub.create("mortal")
     offset = shared_hub.append("mortal", "1")
@@ -569,10 +530,7 @@ def test_info_close_delete(shared_hub: Hub, wayside: Wayside, start: Command) ->
     assert "Stream-Closed: true" in wayside("info", "mortal")
     assert wayside("delete", "mortal") == "deleted mortal"
     for command in ("info", "delete"):
-        program = start(command, "mortal")
-        assert program.wait() == 1, command
-        assert "mortal" in program.err.text
-        assert "Traceback" not in program.err.text
+        assert "mortal" in wayside.fails(command, "mortal")
 
 
 @pytest.mark.parametrize(
@@ -588,36 +546,39 @@ def test_info_close_delete(shared_hub: Hub, wayside: Wayside, start: Command) ->
     ],
     ids=lambda command: command[0],
 )
-def test_without_a_hub(run: Run, command: tuple[str, ...]) -> None:
+def test_without_a_hub(command: tuple[str, ...]) -> None:
     """Where no hub answers, the status is 3, and the sentence says how to start one."""
     url = f"http://127.0.0.1:{free_port()}"
     retry = ("--retry", "0") if command[0] in ("publish", "tail") else ()
-    program = run([*WAYSIDE, *command, *retry, "--hub", url])
+    said = Command().fails(*command, *retry, "--hub", url, status=3)
+    assert url in said
+    assert "wayside serve" in said
+
+
+def test_a_failure_is_a_status(run: Run) -> None:
+    """What a command ends with is the status of its process, and nothing but the sentence is said."""
+    url = f"http://127.0.0.1:{free_port()}"
+    program = run([*WAYSIDE, "info", "x", "--hub", url])
     assert program.wait() == 3
     assert url in program.err.text
-    assert "wayside serve" in program.err.text
     assert "Traceback" not in program.err.text
 
 
 @pytest.mark.parametrize(
     "command", [("frobnicate",), ("tail",), ("tail", "x", "--via", "pigeon"), ("serve", "--port", "x")]
 )
-def test_wrong_usage(run: Run, command: tuple[str, ...]) -> None:
+def test_wrong_usage(command: tuple[str, ...]) -> None:
     """Wrong usage is status 2."""
-    program = run([*WAYSIDE, *command])
-    assert program.wait() == 2
-    assert "Usage: wayside" in program.err.text
+    assert "Usage: " in Command().fails(*command, status=2)
 
 
-def test_help_and_version(run: Run) -> None:
+def test_help_and_version() -> None:
     """Every command explains itself."""
     for arguments in (("--version",), ("serve", "-h"), ("publish", "--help")):
-        program = run([*WAYSIDE, *arguments])
-        assert program.wait() == 0
-        assert "wayside" in program.out.text.lower()
+        assert "wayside" in Command()(*arguments).lower()
 
 
-def test_check(hub: Hub, wayside: Wayside, run: Run) -> None:
+def test_check(hub: Hub, wayside: Command, run: Run) -> None:
     """A store that no hub uses is verified; one that a hub uses is refused."""
     hub.create("orders")
     hub.append("orders", "[1, 2, 3]")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,9 @@ import pytest
 
 import wayside
 from tests.e2e import application
-from tests.e2e.processes import PATIENCE_S, WAYSIDE, Hub, Program, Run, Worker, eventually
+from tests.support.processes import WAYSIDE, Hub, Program, Run, Worker
+from tests.support.receiver import Receiver
+from tests.support.waiting import PATIENCE_S, eventually
 from wayside.client.sync import BlockingClient
 from wayside.webhooks.standard import verify
 
@@ -414,35 +414,17 @@ def test_reload_of_a_worker(
 # -- callbacks
 
 
-def test_callbacks(run: Run, app: Path, tmp_path: Path) -> None:
+def test_callbacks(run: Run, app: Path, tmp_path: Path, receiver: Receiver) -> None:
     """A hub with a secret tells a URL of the end of a call, signed; a secret that is none is refused."""
     made = run([*WAYSIDE, "webhook-secret"])
     assert made.wait() == 0
     (secret,) = made.out.lines
-    received: list[tuple[dict[str, str], bytes]] = []
-    came = threading.Event()
-
-    class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            received.append((dict(self.headers.items()), body))
-            self.send_response(204)
-            self.end_headers()
-            came.set()
-
-        def log_message(self, *_: Any) -> None:
-            return None
-
-    with HTTPServer(("127.0.0.1", 0), Receiver) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/ended"
-        env = {"WAYSIDE_WEBHOOK_SECRET": secret}
-        hub = Hub(run, tmp_path / "data", "app:hub", "--webhook-allow-private", cwd=app, env=env)
-        call: Program = run([*WAYSIDE, "call", "greet", "Ada", "--callback", url, "--hub", hub.url])
-        assert call.wait() == 0, call.err.text
-        assert came.wait(PATIENCE_S)
-        server.shutdown()
-    headers, body = received[0]
+    env = {"WAYSIDE_WEBHOOK_SECRET": secret}
+    hub = Hub(run, tmp_path / "data", "app:hub", "--webhook-allow-private", cwd=app, env=env)
+    call: Program = run([*WAYSIDE, "call", "greet", "Ada", "--callback", receiver.url, "--hub", hub.url])
+    assert call.wait() == 0, call.err.text
+    eventually(lambda: receiver.requests, "a callback")
+    _, headers, body = receiver.requests[0]
     verify([secret], headers, body, now_s=time.time())
     document = json.loads(body)
     assert (document["type"], document["data"]["result"]) == ("call.done", "Hello Ada!")

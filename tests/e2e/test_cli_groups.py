@@ -1,5 +1,4 @@
-"""``wayside group``, ``receipts`` and ``redrive``, against a hub of its own. The commands run in this process, to be quick; one
-is a process itself."""
+"""``wayside group``, ``receipts`` and ``redrive``, against a hub of its own. One is a process itself."""
 
 from __future__ import annotations
 
@@ -9,24 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
-from click.testing import CliRunner
 
-from tests.e2e.processes import WAYSIDE, Hub, Run, eventually
-from wayside.cli.main import cli
-
-Wayside = Callable[..., str]
-
-
-@pytest.fixture
-def wayside(shared_hub: Hub) -> Wayside:
-    """Runs a command, which is to end with ``status``; what it printed, or what it said went wrong."""
-
-    def run_command(*arguments: str, status: int = 0) -> str:
-        result = CliRunner().invoke(cli, arguments, env={"WAYSIDE_HUB": shared_hub.url})
-        assert result.exit_code == status, result.output
-        return result.stdout if status == 0 else result.stderr
-
-    return run_command
+from tests.support.command import Command
+from tests.support.processes import WAYSIDE, Hub, Run
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -44,14 +29,14 @@ def claim(shared_hub: Hub) -> Callable[..., list[dict[str, Any]]]:
     return claim
 
 
-def test_a_group_from_its_making_to_its_end(wayside: Wayside, shared_hub: Hub) -> None:
+def test_a_group_from_its_making_to_its_end(wayside: Command, shared_hub: Hub) -> None:
     """A group is created, listed, shown, given other settings, paused, resumed and deleted."""
     created = wayside(
         *("group", "create", "life", "life/*", "life/**", "--start", "-1", "--lease", "60", "--retries", "3"),
         *("--backoff", "2", "--backoff-max", "20", "--dead-letter", "dead.life", "--order-by", "customer.id"),
         *("--in-flight", "50", "--member-in-flight", "5", "--description", "Of life."),
     )
-    assert created == "created life\n"
+    assert created == "created life"
     shown = json.loads(wayside("group", "show", "life", "--json"))
     assert shown["settings"] == shown["settings"] | {
         "streams": ["life/*", "life/**"],
@@ -66,24 +51,22 @@ def test_a_group_from_its_making_to_its_end(wayside: Wayside, shared_hub: Hub) -
         "description": "Of life.",
     }
     wayside("publish", "life/a", '{"n": 1}', '{"n": 2}')
-    assert wayside("group", "list", "li") == (
-        "life  lag 2, 0 in flight, 0 waiting, 0 dead, 0 members, life/* life/**\n"
-    )
-    assert wayside("group", "create", "life", "life/*", "--retries", "9") == "set life\n"
+    assert wayside("group", "list", "li") == ("life  lag 2, 0 in flight, 0 waiting, 0 dead, 0 members, life/* life/**")
+    assert wayside("group", "create", "life", "life/*", "--retries", "9") == "set life"
     assert json.loads(wayside("group", "list", "life", "--json"))["streams"] == ["life/*"]
     wayside("group", "pause", "life")
-    assert wayside("group", "list", "life").endswith("life/*  paused\n")
+    assert wayside("group", "list", "life").endswith("life/*  paused")
     wayside("group", "resume", "life")
     text = wayside("group", "show", "life")
     assert "retries 9" in text
-    assert "stream life/a: lag 2, 0 in flight, 0 waiting, 0 parked\n" in text
+    assert "stream life/a: lag 2, 0 in flight, 0 waiting, 0 parked" in text
     wayside("group", "delete", "life")
     assert httpx.get(f"{shared_hub.url}/v1/group/life").status_code == 404
     assert wayside("group", "list", "life") == ""
 
 
 def test_a_record_from_its_delivery_to_the_dead_and_back(
-    wayside: Wayside, shared_hub: Hub, claim: Callable[..., list[dict[str, Any]]]
+    wayside: Command, shared_hub: Hub, claim: Callable[..., list[dict[str, Any]]]
 ) -> None:
     """Receipts tell what became of a record; dead ones are listed, and delivered again; a group is sent elsewhere."""
     wayside("group", "create", "bills", "bills/*", "--retries", "0", "--dead-letter", "bills.dead")
@@ -91,7 +74,7 @@ def test_a_record_from_its_delivery_to_the_dead_and_back(
     assert wayside("receipts", "bills", "bills/eu", offset).startswith("pending, 0 attempts\n")
     [mark] = claim("bills")
     assert mark["offset"] == offset
-    assert "delivered to ada, lease 1\n" in wayside("receipts", "bills", "bills/eu", offset)
+    assert "delivered to ada, lease 1" in wayside("receipts", "bills", "bills/eu", offset)
     settle = f"{shared_hub.url}/v1/group/bills/ack"
     assert httpx.post(settle, json={"nacks": [{**mark, "reason": "no such customer"}]}).json()["nacked"] == 1
     dead = eventually(lambda: wayside("group", "dead", "bills"), "the record is dead")
@@ -100,26 +83,26 @@ def test_a_record_from_its_delivery_to_the_dead_and_back(
     assert json.loads(wayside("group", "dead", "bills", "--json", "--stream", "bills/*"))["offset"] == offset
     told = wayside("receipts", "bills", "bills/eu", offset)
     assert told.startswith("dead, 1 attempts: no such customer\n")
-    assert "  failed: no such customer\n" in told
-    assert wayside("redrive", "bills", "--reason", "other") == "0\n"
-    assert wayside("redrive", "bills", "--stream", "bills/*", "--offset", offset, "--max", "3") == "1\n"
+    assert "  failed: no such customer" in told
+    assert wayside("redrive", "bills", "--reason", "other") == "0"
+    assert wayside("redrive", "bills", "--stream", "bills/*", "--offset", offset, "--max", "3") == "1"
     [mark] = claim("bills")
     assert httpx.post(settle, json={"acks": [mark]}).json()["acked"] == 1
     assert json.loads(wayside("receipts", "bills", "bills/eu", offset, "--json"))["state"] == "acked"
-    assert wayside("group", "seek", "bills", "-1", "bills/*") == "bills/eu\n"
+    assert wayside("group", "seek", "bills", "-1", "bills/*") == "bills/eu"
     assert len(claim("bills")) == 1
-    assert wayside("group", "seek", "bills", "now") == "bills/eu\n"
+    assert wayside("group", "seek", "bills", "now") == "bills/eu"
 
 
-def test_what_goes_wrong_is_said(wayside: Wayside) -> None:
+def test_what_goes_wrong_is_said(wayside: Command) -> None:
     """What the hub refuses is a sentence, and the exit status 1."""
-    assert "There is no group 'none'" in wayside("group", "show", "none", status=1)
-    assert "lease_s is from 0.1" in wayside("group", "create", "x", "a", "--lease", "0", status=1)
-    assert "no name for a group" in wayside("group", "create", "-", "a", status=1)
+    assert "There is no group 'none'" in wayside.fails("group", "show", "none")
+    assert "lease_s is from 0.1" in wayside.fails("group", "create", "x", "a", "--lease", "0")
+    assert "no name for a group" in wayside.fails("group", "create", "-", "a")
     wayside("group", "create", "right", "a/*")
     wayside("publish", "a/b", "{}")
-    assert "is not an offset" in wayside("group", "seek", "right", "soon", status=1)
-    assert "is not an offset" in wayside("receipts", "right", "a/b", "soon", status=1)
+    assert "is not an offset" in wayside.fails("group", "seek", "right", "soon")
+    assert "is not an offset" in wayside.fails("receipts", "right", "a/b", "soon")
 
 
 def test_as_a_process(run: Run, shared_hub: Hub) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.processes import JS, Hub, Run, node
+from tests.support.processes import JS, Hub, Run, node
 
 PASSED = 338
 LONG_POLL_S = 2

@@ -8,7 +8,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.e2e.processes import Hub, Program, Run, eventually, tool
+from tests.support.processes import Hub, Program, Run, tool
+from tests.support.waiting import eventually
 
 JSON = ("-H", "Content-Type: application/json")
 
@@ -142,64 +143,3 @@ def test_head(orders: str, curl: Curl) -> None:
     assert head.headers["content-type"] == "application/json"
     assert head.headers["stream-next-offset"] == offset
     assert head.headers["stream-durability"] == "fsync"
-
-
-def test_close(orders: str, curl: Curl) -> None:
-    """A closed stream is still read, and takes nothing any more."""
-    curl("-d", '{"id": 1}', *JSON, orders)
-    assert curl("-X", "POST", "-H", "Stream-Closed: true", orders).status == 204
-    read = curl(orders)
-    assert json.loads(read.body) == [{"id": 1}]
-    assert read.headers["stream-closed"] == "true"
-    refused = curl("-d", '{"id": 2}', *JSON, orders)
-    assert refused.status == 409
-    assert json.loads(refused.body)["code"] == "stream-closed"
-
-
-def test_delete(orders: str, curl: Curl) -> None:
-    """A deleted stream is not found any more."""
-    assert curl("-X", "DELETE", orders).status == 204
-    for answer in (curl(orders), curl("-X", "DELETE", orders), curl("-d", "1", *JSON, orders)):
-        assert answer.status == 404
-        problem = json.loads(answer.body)
-        assert problem["code"] == "stream-not-found"
-        assert problem["status"] == 404
-        assert problem["detail"]
-
-
-def test_gone(orders: str, curl: Curl) -> None:
-    """An offset of a stream that was deleted and created again is refused with 410, not answered with other records."""
-    offset = curl("-d", '{"id": 1}', *JSON, orders).headers["stream-next-offset"]
-    curl("-X", "DELETE", orders)
-    curl("-X", "PUT", *JSON, orders)
-    curl("-d", '{"id": 2}', *JSON, orders)
-    gone = curl(f"{orders}?offset={offset}")
-    assert gone.status == 410
-    assert gone.headers["content-type"] == "application/problem+json"
-    assert json.loads(gone.body)["status"] == 410
-    assert json.loads(curl(orders).body) == [{"id": 2}]
-
-
-def test_gone_by_retention(shared_hub: Hub, curl: Curl) -> None:
-    """What retention has taken is refused with 410 and the earliest offset there is."""
-    url = shared_hub.stream("short")
-    curl("-X", "PUT", "-H", "Content-Type: text/plain", "-H", "Stream-Retention-Bytes: 1000", url)
-    first = curl("-d", "first", "-H", "Content-Type: text/plain", url).headers["stream-next-offset"]
-
-    def taken() -> bool:
-        curl("-d", "x" * 100_000, "-H", "Content-Type: text/plain", url)
-        return curl(f"{url}?offset={first}").status == 410
-
-    eventually(taken, "the first record is no longer retained")
-    problem = json.loads(curl(f"{url}?offset={first}").body)
-    assert problem["earliest"] == curl("-I", url).headers["stream-earliest-offset"]
-
-
-def test_operations(shared_hub: Hub, curl: Curl) -> None:
-    """Probes, metrics and the API's description are where orchestrators and people look for them."""
-    assert curl(f"{shared_hub.url}/healthz").status == 200
-    assert curl(f"{shared_hub.url}/readyz").status == 200
-    assert "wayside_" in curl(f"{shared_hub.url}/metrics").body
-    assert json.loads(curl(f"{shared_hub.url}/openapi.json").body)["openapi"].startswith("3.")
-    assert curl(f"{shared_hub.url}/nothing").status == 404
-    assert curl("-X", "PATCH", shared_hub.stream("orders")).headers["allow"]

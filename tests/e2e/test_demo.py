@@ -9,7 +9,9 @@ from itertools import islice, pairwise
 
 import httpx
 
-from tests.e2e.processes import PATIENCE_S, WAYSIDE, Hub, Run, events, eventually
+from tests.support.events import events_of
+from tests.support.processes import WAYSIDE, Hub, Run
+from tests.support.waiting import PATIENCE_S, eventually
 
 
 def test_demo(start_hub: Callable[..., Hub]) -> None:
@@ -19,7 +21,7 @@ def test_demo(start_hub: Callable[..., Hub]) -> None:
     hub.program.out.wait_for(f"curl {url}")
     eventually(lambda: httpx.head(url).is_success, "the stream")
     with httpx.stream("GET", url, headers={"Accept": "text/event-stream"}, timeout=PATIENCE_S) as response:
-        figures = [json.loads(data) for _, _, data in islice(events(response.iter_lines()), 3)]
+        figures = [json.loads(event.data) for event in islice(events_of(response.iter_lines()), 3)]
     times = [dt.datetime.fromisoformat(figure["time"]) for figure in figures]
     assert all(before < after for before, after in pairwise(times)), times
     assert abs((dt.datetime.now(dt.UTC) - times[-1]).total_seconds()) < 60

@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +16,10 @@ from websockets import Subprotocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.e2e.processes import PATIENCE_S, WAYSIDE, Program, Run, events
+from tests.support.command import Command
+from tests.support.events import Event, events_of
+from tests.support.processes import Program, Run
+from tests.support.waiting import PATIENCE_S
 
 V1 = Subprotocol("wayside.v1")
 
@@ -42,10 +46,19 @@ def place(tmp_path: Path) -> str:
     return f"file:{tmp_path / 'data'}"
 
 
+@pytest.fixture(scope="module")
+def open_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
+    run = Run()
+    yield Application(run, "shop", f"file:{tmp_path_factory.mktemp('shop') / 'data'}")
+    run.dispose()
+
+
 @pytest.fixture
-def shop(run: Run, place: str) -> Application:
-    """The FastAPI application, with ``lifespan=hub.lifespan``."""
-    return Application(run, "shop", place)
+def shop(open_shop: Application) -> Iterator[Application]:
+    """The FastAPI application, with ``lifespan=hub.lifespan``: one for all tests that do not end it, without streams."""
+    yield open_shop
+    for stream in httpx.get(f"{open_shop.stream}/").json()["streams"]:
+        assert httpx.delete(f"{open_shop.stream}/{stream['path']}").status_code == 204
 
 
 def order(shop: Application, number: int) -> str:
@@ -70,12 +83,12 @@ def test_published_in_a_route_read_by_every_pattern(shop: Application) -> None:
         assert socket.subprotocol == V1
         socket.send('{"credit":10}')
         assert json.loads(socket.recv(PATIENCE_S)) == {"offset": first, "data": {"number": 1}}
-        plain, dialect = events(response.iter_lines()), events(protocol.iter_lines())
-        assert next(plain) == ("message", first, '{"number":1}')
-        assert next(dialect)[0] == "control"
+        plain, dialect = events_of(response.iter_lines()), events_of(protocol.iter_lines())
+        assert next(plain) == Event("message", '{"number":1}', first)
+        assert next(dialect).type == "control"
         second = order(shop, 2)
-        assert next(plain) == ("message", second, '{"number":2}')
-        assert next(dialect) == ("data", "", '[{"number":2}]')
+        assert next(plain) == Event("message", '{"number":2}', second)
+        assert next(dialect) == Event("data", '[{"number":2}]', "")
         assert json.loads(socket.recv(PATIENCE_S)) == {"offset": second, "data": {"number": 2}}
     waited = httpx.get(f"{url}?offset={first}", headers={"Prefer": "wait=20"})
     assert (waited.json(), waited.headers["preference-applied"]) == ([{"number": 2}], "wait=20")
@@ -113,14 +126,11 @@ def test_fork_by_its_mounted_path(shop: Application) -> None:
 
 
 @pytest.mark.parametrize("via", ["poll", "long-poll", "sse", "push"])
-def test_the_command_line_at_a_mount(shop: Application, run: Run, via: str) -> None:
+def test_the_command_line_at_a_mount(shop: Application, via: str) -> None:
     """The ``wayside`` command works with a mounted hub, whose server writes header names in its own way."""
-    where = {"WAYSIDE_HUB": f"{shop.url}/wayside"}
-    published = run([*WAYSIDE, "publish", "mine", '{"n": 1}'], env=where)
-    assert published.wait() == 0, published.err.text
-    tail = run([*WAYSIDE, "tail", "mine", "--via", via, "--from", "start", "-n", "1"], env=where)
-    assert tail.wait() == 0, tail.err.text
-    assert tail.out.lines == ['{"n": 1}']
+    wayside = Command(f"{shop.url}/wayside")
+    wayside("publish", "mine", '{"n": 1}')
+    assert wayside("tail", "mine", "--via", via, "--from", "start", "-n", "1") == '{"n": 1}'
 
 
 def test_a_path_is_one_path(shop: Application) -> None:
@@ -198,20 +208,30 @@ def test_without_lifespan(run: Run, place: str) -> None:
     assert httpx.put(url, headers={"Content-Type": "text/plain"}).status_code == 201
     assert httpx.post(url, content="one", headers={"Content-Type": "text/plain"}).status_code == 204
     with httpx.stream("GET", url, headers={"Accept": "text/event-stream"}, timeout=PATIENCE_S) as response:
-        assert next(events(response.iter_lines()))[2] == "one"
+        assert next(events_of(response.iter_lines())).data == "one"
     plain.stop()
     assert httpx.get(f"{Application(run, 'plain', place).stream}/notes").text == "one"
 
 
 def test_two_workers(run: Run, place: str) -> None:
-    """Of two workers on one directory one serves, and the other is refused with the reason and the process that has it."""
+    """Of two workers on one directory one is refused, with the reason and the process that has it.
+
+    That uvicorn then ends the other one as well is its own decision: see the next test.
+    """
     command = [sys.executable, "-m", "uvicorn", "tests.e2e.mounted:shop", "--port", "0", "--workers", "2"]
     program = run(command, env={"PLACE": place})
     refused = program.err.wait_for(r"StoreInUse: (.*)")[1]
     assert place.removeprefix("file:") in refused
     assert "process" in refused
-    url = program.err.wait_for(r"Uvicorn running on (http://127\.0\.0\.1:\d+)")[1]
-    assert httpx.post(f"{url}/orders/1", timeout=PATIENCE_S).status_code == 200
+
+
+def test_a_second_application(run: Run, place: str) -> None:
+    """An application on a directory that another has does not start, and costs that one nothing."""
+    shop = Application(run, "shop", place)
+    second = run([sys.executable, "-m", "uvicorn", "tests.e2e.mounted:shop", "--port", "0"], env={"PLACE": place})
+    assert second.wait() != 0
+    assert f"in use by another process (pid {shop.program.pid})" in second.err.text
+    assert order(shop, 1)
 
 
 def test_stop_with_followers(run: Run, place: str) -> None:
@@ -229,7 +249,7 @@ def test_stop_with_followers(run: Run, place: str) -> None:
         shop.push("orders") as socket,
     ):
         lines = response.iter_lines()
-        assert next(events(lines)) == ("message", first, '{"number":1}')
+        assert next(events_of(lines)) == Event("message", '{"number":1}', first)
         socket.send('{"credit":10}')
         socket.recv(PATIENCE_S)
         shop.program.signal(signal.SIGTERM)

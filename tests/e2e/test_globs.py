@@ -12,7 +12,9 @@ from typing import Any
 import httpx
 
 import wayside
-from tests.e2e.processes import JS, ROOT, WAYSIDE, Hub, Run, events, eventually, node
+from tests.support.events import events_of
+from tests.support.processes import JS, ROOT, WAYSIDE, Hub, Run, node
+from tests.support.waiting import eventually
 
 BYTES = "application/octet-stream"
 MODULE = ROOT / "src" / "wayside" / "client" / "browser" / "wayside.js"
@@ -75,9 +77,9 @@ class Subscriber(threading.Thread):
                 with httpx.stream("GET", self._hub.stream("orders/**"), headers=headers, timeout=30) as answer:
                     assert answer.status_code == 200, answer.read()
                     self.connections += 1
-                    for _, identity, data in events(answer.iter_lines()):
-                        self.items.append(json.loads(data))
-                        self._last = identity
+                    for event in events_of(answer.iter_lines()):
+                        self.items.append(json.loads(event.data))
+                        self._last = event.id
                         if self.items[-1]["data"] == "end":
                             return
             except httpx.HTTPError:

@@ -13,7 +13,8 @@ import pytest
 
 from examples.media.make_image import make_image
 from tests.e2e.media import FILES, SIZE, Readme, Watched, body_of, look_right, printed, sse
-from tests.e2e.processes import PATIENCE_S, WAYSIDE, Hub, Run, eventually, tool
+from tests.support.processes import WAYSIDE, Hub, Run, tool
+from tests.support.waiting import PATIENCE_S, eventually
 from wayside import CallEvent, CallFailed, Refusal, connect, sync
 from wayside import Hub as WaysideHub
 

@@ -15,7 +15,8 @@ import pytest
 from examples.media.make_image import make_image
 from examples.media.pictures import VARIANTS
 from tests.e2e.media import FILES, SIZE, Readme, Watched, body_of, look_right, printed
-from tests.e2e.processes import PATIENCE_S, Hub, Run, eventually, tool
+from tests.support.processes import Hub, Run, tool
+from tests.support.waiting import PATIENCE_S, eventually
 
 APP = "tests.e2e.watched_media_events:hub"
 COMPRESS, NOTIFY = "media.compress", "media.notify"

@@ -9,7 +9,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.e2e.processes import JS, Hub, Run, node
+from tests.support.processes import JS, Hub, Run, node
 
 Use = Callable[..., str]
 

@@ -27,7 +27,8 @@ from durable_streams import (
     stream,
 )
 
-from tests.e2e.processes import PATIENCE_S, Hub, eventually
+from tests.support.processes import Hub
+from tests.support.waiting import PATIENCE_S, eventually
 
 JSON = "application/json"
 BYTES = "application/octet-stream"

@@ -25,7 +25,7 @@ import pydantic
 import pytest
 from google.protobuf import type_pb2
 
-from tests.e2e.processes import ROOT, Run
+from tests.support.processes import ROOT, Run
 from wayside import Call, Hub
 from wayside.core.errors import Conflict, NotFound
 

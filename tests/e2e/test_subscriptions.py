@@ -2,53 +2,14 @@
 
 from __future__ import annotations
 
-import http.server
-import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
-import pytest
 
-from tests.e2e.processes import Hub, eventually
-
-
-class Receiver(http.server.ThreadingHTTPServer):
-    """Takes webhooks, and answers with ``status``."""
-
-    def __init__(self) -> None:
-        self.wakes: list[dict[str, Any]] = []
-        self.status = 503
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/hook"
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        self.server.wakes.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_arguments: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-    thread = threading.Thread(target=receiver.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield receiver
-    receiver.shutdown()
-    receiver.server_close()
-    thread.join()
+from tests.support.processes import Hub
+from tests.support.receiver import Receiver
+from tests.support.waiting import eventually
 
 
 def ask(hub: Hub, method: str, path: str, body: object = None, token: str = "") -> Any:
@@ -62,25 +23,26 @@ def test_a_killed_hub_goes_on_telling(start_hub: Callable[..., Hub], receiver: R
     """A wake that a receiver did not take is told again by the next hub, with the same name and number; its token is
     still good, and what was acked is not told again."""
     hub = start_hub("--webhook-allow-private")
+    receiver.status = 503
     hub.create("a/1")
     hook = {"type": "webhook", "pattern": "a/*", "webhook": {"url": receiver.url}, "lease_ttl_ms": 60_000}
     assert ask(hub, "PUT", "s", hook)[0] == 201
     first = hub.append("a/1", "1")
-    eventually(lambda: receiver.wakes, "an attempt")
+    eventually(lambda: receiver.documents, "an attempt")
     hub.kill()
     receiver.status = 200
-    told = len(receiver.wakes)
+    told = len(receiver.documents)
     hub.start()
-    eventually(lambda: len(receiver.wakes) > told, "an attempt of the next hub")
-    wake = receiver.wakes[-1]
-    assert {(each["wake_id"], each["generation"]) for each in receiver.wakes} == {(wake["wake_id"], 1)}
+    eventually(lambda: len(receiver.documents) > told, "an attempt of the next hub")
+    wake = receiver.documents[-1]
+    assert {(each["wake_id"], each["generation"]) for each in receiver.documents} == {(wake["wake_id"], 1)}
     hub.kill()
     hub.start()
     work = {"wake_id": wake["wake_id"], "generation": 1, "acks": [{"stream": "a/1", "offset": first}], "done": True}
     assert ask(hub, "POST", "s/callback", work, wake["callback_token"]) == (200, {"ok": True, "next_wake": False})
     second = hub.append("a/1", "2")
-    eventually(lambda: receiver.wakes[-1]["generation"] == 2, "the next wake")
-    (stream,) = receiver.wakes[-1]["streams"]
+    eventually(lambda: receiver.documents[-1]["generation"] == 2, "the next wake")
+    (stream,) = receiver.documents[-1]["streams"]
     assert (stream["acked_offset"], stream["tail_offset"]) == (first, second)
     status, answer = ask(hub, "POST", "s/callback", work, wake["callback_token"])
     assert (status, answer["error"]["code"]) == (409, "FENCED")

@@ -6,8 +6,6 @@ Between client and hub there may be a proxy that cuts the connection in the midd
 from __future__ import annotations
 
 import contextlib
-import http.server
-import json
 import random
 import socket
 import threading
@@ -17,7 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.processes import CHROMIUM, JS, PATIENCE_S, Hub, Program, Run, eventually, node, tool
+from tests.support.browser import Browser, serve_pages
+from tests.support.processes import JS, Hub, Program, Run, node
+from tests.support.waiting import PATIENCE_S, eventually
 
 BODY = random.Random(7).randbytes(5_000_000)
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -241,21 +241,6 @@ def test_chunk_by_chunk_without_tus(hub: Hub, proxy: Proxy) -> None:
     is_filled(hub, url)
 
 
-class _Page(http.server.BaseHTTPRequestHandler):
-    script = b""
-
-    def do_GET(self) -> None:
-        is_script = self.path == "/uppy.js"
-        body = self.script if is_script else b'<!doctype html><title>Uppy</title><script src="/uppy.js"></script>'
-        self.send_response(200)
-        self.send_header("Content-Type", "text/javascript" if is_script else "text/html")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_arguments: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a page that has Uppy."""
@@ -263,25 +248,19 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     bundle = tmp_path_factory.mktemp("uppy") / "uppy.js"
     built = run([program, JS / "uppy.mjs", bundle])
     assert built.wait() == 0, built.err.text
-    handler = type("Page", (_Page,), {"script": bundle.read_bytes()})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/"
-    server.shutdown()
-    server.server_close()
+    html = b'<!doctype html><title>Uppy</title><script src="/uppy.js"></script>'
+    with serve_pages({"/": ("text/html", html), "/uppy.js": ("text/javascript", bundle.read_bytes())}) as url:
+        yield f"{url}/"
     run.dispose()
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_uppy_in_a_browser(run: Run, hub: Hub, proxy: Proxy, page: str, tmp_path: Path, cut: bool) -> None:
+def test_uppy_in_a_browser(chromium: Browser, hub: Hub, proxy: Proxy, page: str, cut: bool) -> None:
     """Uppy uploads to a hub of another origin as it is, and goes on by itself after a cut."""
-    browser = run([node("playwright-core"), JS / "browser.mjs", tool(*CHROMIUM), tmp_path / "profile"])
-    browser.write(f"goto {page}\n")
-    browser.out.wait_for("^value: ")
+    chromium.evaluate(f"goto {page}")
     if cut:
         proxy.cut_after(1_000_000)
-    browser.write(f'upload("{proxy.url}/v1/upload/", 3000000)\n')
-    said = json.loads(browser.out.wait_for(r"^value: (\{.*)")[1])
+    said = chromium.evaluate(f'upload("{proxy.url}/v1/upload/", 3000000)')
     assert (said["errors"], said["reported"], proxy.cuts) == ([], 3_000_000, int(cut))
     (url,) = said["urls"]
     is_filled(hub, url, bytes(n % 251 for n in range(3_000_000)))

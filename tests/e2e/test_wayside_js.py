@@ -6,11 +6,8 @@ import base64
 import json
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +16,9 @@ import msgspec
 import pytest
 
 from examples.chat.app import pretend
-from tests.e2e.processes import CHROMIUM, JS, ROOT, WAYSIDE, Hub, Program, Publisher, Run, eventually, node, tool
-from tests.e2e.test_browser import Browser
+from tests.support.browser import Browser, serve_pages
+from tests.support.processes import JS, ROOT, WAYSIDE, Hub, Program, Publisher, Run, node
+from tests.support.waiting import eventually
 
 MODULE = ROOT / "src" / "wayside" / "client" / "browser" / "wayside.js"
 VIA = ("push", "sse", "long-poll", "poll")
@@ -45,39 +43,8 @@ def work(run: Run, hub: Hub) -> Program:
 @pytest.fixture(scope="module")
 def origin() -> Iterator[str]:
     """Serves tests/js and a page, from another origin than the hub."""
-
-    class Handler(SimpleHTTPRequestHandler):
-        extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript"}  # noqa: RUF012
-
-        def do_GET(self) -> None:
-            if not self.path.startswith("/?"):
-                super().do_GET()
-                return
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Length", str(len(PAGE)))
-            self.end_headers()
-            self.wfile.write(PAGE.encode())
-
-        def log_message(self, *_arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(JS)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    run = Run()
-    profile = tmp_path_factory.mktemp("browser") / "profile"
-    program = run([node("playwright-core"), JS / "browser.mjs", tool(*CHROMIUM), profile])
-    yield Browser(program)
-    program.stdin.close()
-    program.wait()
-    run.dispose()
+    with serve_pages({"/": ("text/html; charset=utf-8", PAGE.encode())}, JS) as origin:
+        yield origin
 
 
 class Inside:
@@ -456,46 +423,52 @@ CLIENT = """
 import asyncio, os, sys
 import wayside
 
-async def main(url, identity, via, path):
+async def follow(hub, identity, via, path):
     lines = open(path).read().split("\\n")[:-1] if os.path.exists(path) else []
     offset = lines[-1].split()[0] if lines else "-1"
+    with open(path, "a") as file:
+        async for event in hub.get(identity).events(via, offset=offset, interval=0.2):
+            value = event.data if event.kind == "item" else event.kind
+            file.write(f"{event.offset} {value}\\n")
+            file.flush()
+
+async def main(url, identity, directory, *ways):
     async with wayside.connect(url) as hub:
-        with open(path, "a") as file:
-            async for event in hub.get(identity).events(via, offset=offset, interval=0.2):
-                value = event.data if event.kind == "item" else event.kind
-                file.write(f"{event.offset} {value}\\n")
-                file.flush()
+        await asyncio.gather(*(follow(hub, identity, via, f"{directory}/{via}") for via in ways))
     print("done", flush=True)
 
 asyncio.run(main(*sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("via", VIA)
-def test_a_python_client_goes_on_where_it_was(run: Run, hub: Hub, tmp_path: Path, via: str) -> None:
-    """A client that is killed and started again from its last offset, while the hub is killed too, has each token once."""
+def test_a_python_client_goes_on_where_it_was(run: Run, hub: Hub, tmp_path: Path) -> None:
+    """A client that is killed and started again from its last offsets, while the hub is killed too, has each token once in
+    each of the four ways."""
     work(run, hub)
-    count, kept = 400, tmp_path / "kept"
+    count = 400
     answer = httpx.post(
         f"{hub.url}/v1/service/chat.complete?pause=0.005",
         json=count,
         headers={"Prefer": "respond-async", "Idempotency-Key": "one"},
     )
     identity = answer.headers["Location"].rpartition("/")[2]
+    command: list[str | Path] = [sys.executable, "-c", CLIENT, hub.url, identity, tmp_path, *VIA]
 
-    def lines() -> list[str]:
+    def lines(via: str) -> list[str]:
+        kept = tmp_path / via
         return kept.read_text().splitlines() if kept.exists() else []
 
     for goal in (60, 140, 220):
-        client = run([sys.executable, "-c", CLIENT, hub.url, identity, via, kept])
-        eventually(lambda goal=goal: len(lines()) > goal, f"{goal} events")  # type: ignore[misc]
+        client = run(command)
+        eventually(lambda goal=goal: all(len(lines(via)) > goal for via in VIA), f"{goal} events")  # type: ignore[misc]
         client.kill()
         if goal == 140:
             hub.kill()
             hub.start()
-    client = run([sys.executable, "-c", CLIENT, hub.url, identity, via, kept])
+    client = run(command)
     client.out.wait_for("^done$")
-    assert [line.split()[1] for line in lines()] == ["running", *map(str, range(count)), "done"]
+    for via in VIA:
+        assert [line.split()[1] for line in lines(via)] == ["running", *map(str, range(count)), "done"], via
 
 
 def test_the_example(chromium: Browser, start_hub: Callable[..., Hub]) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import patch
 
-from tests.clock import ManualClock
-from tests.embedded import embedded, store_of
-from tests.support import (
+from tests.support.embedded import embedded, store_of
+from tests.support.log import (
     BYTES,
     TEXT,
     append,
@@ -28,6 +26,7 @@ from wayside.core.errors import DamagedStore, NotFound
 from wayside.core.records import Durability
 from wayside.storage.embedded import store
 from wayside.streams.streams import Streams
+from wayside.testing import ManualClock
 
 DAMAGED = "damaged"
 
@@ -157,10 +156,10 @@ async def use(directory: Path, paths: set[str]) -> Outcome:
         await log.close()
 
 
-def fingerprint(directory: Path) -> dict[str, str]:
-    """Every file by its bytes. The index of the write-ahead log holds nothing; an empty log is as good as none."""
+def fingerprint(directory: Path) -> dict[str, int]:
+    """Every file by a hash of its bytes. The index of the write-ahead log holds nothing; an empty log is as good as none."""
     return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        path.name: hash(path.read_bytes())
         for path in directory.iterdir()
         if not path.name.endswith("-shm") and not (path.name.endswith("-wal") and not path.stat().st_size)
     }

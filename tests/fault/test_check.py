@@ -11,7 +11,7 @@ from typing import Any
 import apsw
 import pytest
 
-from tests.fault.sample import DAMAGED, Sample, fingerprint, make, use
+from tests.fault.sample import DAMAGED, Sample, fingerprint, use
 from wayside.storage.embedded.check import check
 from wayside.storage.embedded.files import CHECKED_VFS, DATABASE, LOCK, open_database
 from wayside.storage.embedded.tables import chunk_crc
@@ -26,18 +26,6 @@ Spoil = Callable[[str], Path]
 
 def _chunk_crc(*arguments: Any) -> int:
     return chunk_crc(*arguments)
-
-
-@pytest.fixture(scope="module")
-def _samples() -> dict[str, Sample]:
-    return {}
-
-
-@pytest.fixture
-async def closed(_samples: dict[str, Sample], tmp_path_factory: pytest.TempPathFactory) -> Sample:
-    if not _samples:
-        _samples["closed"] = await make(tmp_path_factory.mktemp("closed"), closed=True)
-    return _samples["closed"]
 
 
 @pytest.fixture

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.fault.sample import DAMAGED, Content, Sample, fingerprint, make, use
+from tests.fault.sample import DAMAGED, Content, Sample, fingerprint, use
 from wayside.storage.embedded.check import check
 from wayside.storage.embedded.files import DATABASE, LOCK, PAGE_BYTES
 
@@ -21,35 +19,6 @@ pytestmark = pytest.mark.fault
 WAL = f"{DATABASE}-wal"
 FRAME_BYTES = PAGE_BYTES + 24
 Damage = Callable[[bytes], bytes]
-
-
-@pytest.fixture(scope="module")
-def _samples() -> dict[str, Sample]:
-    return {}
-
-
-@pytest.fixture
-async def closed(_samples: dict[str, Sample], tmp_path_factory: pytest.TempPathFactory) -> Sample:
-    """A store that was closed in order."""
-    if "closed" not in _samples:
-        _samples["closed"] = await make(tmp_path_factory.mktemp("closed"), closed=True)
-    return _samples["closed"]
-
-
-@pytest.fixture
-async def crashed(_samples: dict[str, Sample], tmp_path_factory: pytest.TempPathFactory) -> Sample:
-    """A store as a killed hub leaves it."""
-    if "crashed" not in _samples:
-        _samples["crashed"] = await make(tmp_path_factory.mktemp("crashed"), closed=False)
-    return _samples["crashed"]
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """In memory where that is possible: hundreds of stores are opened here, and nothing is to survive."""
-    memory = Path("/dev/shm")
-    with TemporaryDirectory(prefix="wayside-test-", dir=memory if os.access(memory, os.W_OK) else None) as directory:
-        yield Path(directory)
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import apsw
 import msgspec
 import pytest
 
-from tests.embedded import store_of
-from tests.fault.conftest import Serve, stop
-from tests.fault.disk import Disk
-from tests.http.harness import BYTES, JSON, TEXT, Running, eventually
-from tests.http.wire import Malformed, Response
-from tests.support import patch_constants
+from tests.support.constants import patch_constants
+from tests.support.embedded import store_of
+from tests.support.failing_disk import FailingDisk
+from tests.support.server import BYTES, JSON, TEXT, Running, ServeDirectory, problem_of, stop
+from tests.support.waiting import until
+from tests.support.wire import Malformed, Response
 from wayside.core.errors import StoreUnusable
 from wayside.hub import Hub
 from wayside.storage.embedded.check import check
@@ -24,14 +24,12 @@ pytestmark = pytest.mark.fault
 
 
 def _problem(answer: Response, status: int, code: str) -> dict[str, Any]:
-    assert answer.status == status, answer
-    assert answer["Content-Type"] == "application/problem+json"
-    problem: dict[str, Any] = msgspec.json.decode(answer.body)
-    assert problem["code"] == code
+    problem = problem_of(answer)
+    assert (problem["status"], problem["code"]) == (status, code)
     return problem
 
 
-async def _start(serve: Serve, directory: Path, disk: Disk) -> Running:
+async def _start(serve: ServeDirectory, directory: Path, disk: FailingDisk) -> Running:
     """A hub on the failing disk with a stream that has two records."""
     running = await serve(directory, vfs=disk.name)
     await running.create("s")
@@ -40,7 +38,7 @@ async def _start(serve: Serve, directory: Path, disk: Disk) -> Running:
     return running
 
 
-async def _has_failed(running: Running, disk: Disk) -> None:
+async def _has_failed(running: Running, disk: FailingDisk) -> None:
     """Nothing is acknowledged any more, readers read, and the disk is not asked to sync again, not even by a stop."""
     syncs = disk.syncs()
     for method, path, body in (
@@ -62,7 +60,7 @@ async def _has_failed(running: Running, disk: Disk) -> None:
     assert disk.syncs() == syncs
 
 
-async def _restart(serve: Serve, directory: Path, refused: bytes) -> None:
+async def _restart(serve: ServeDirectory, directory: Path, refused: bytes) -> None:
     """On a disk that works, everything acknowledged is there; what was under way may be, as a whole, and nothing else."""
     assert check(directory).ok
     running = await serve(directory)
@@ -79,7 +77,9 @@ async def _restart(serve: Serve, directory: Path, refused: bytes) -> None:
         ("write", apsw.SQLITE_IOERR_WRITE),
     ],
 )
-async def test_a_log_that_fails(serve: Serve, tmp_path: Path, disk: Disk, operation: str, code: int) -> None:
+async def test_a_log_that_fails(
+    serve: ServeDirectory, tmp_path: Path, disk: FailingDisk, operation: str, code: int
+) -> None:
     """When the write-ahead log cannot be written or synced, the batch under way is refused and the store stays failed,
     even if the disk works again: the kernel may have dropped what it could not write, and say so only once."""
     running = await _start(serve, tmp_path, disk)
@@ -104,9 +104,9 @@ async def test_a_log_that_fails(serve: Serve, tmp_path: Path, disk: Disk, operat
     ],
 )
 async def test_a_checkpoint_that_fails(
-    serve: Serve,
+    serve: ServeDirectory,
     tmp_path: Path,
-    disk: Disk,
+    disk: FailingDisk,
     monkeypatch: pytest.MonkeyPatch,
     operation: str,
     kind: str,
@@ -125,18 +125,18 @@ async def test_a_checkpoint_that_fails(
     patch_constants(monkeypatch, CHECKPOINT_PAGES=1)
     assert (await running.ask("POST", "/v1/stream/s", TEXT, b"")).status == 400  # commits nothing
     await running.create("last")
-    await eventually(lambda: store.failed is not None)
+    await until(lambda: store.failed is not None)
     disk.heal()
     await _has_failed(running, disk)
     await _restart(serve, tmp_path, b"")
 
 
-async def test_followers_stay_when_the_disk_fails(serve: Serve, tmp_path: Path, disk: Disk) -> None:
+async def test_followers_stay_when_the_disk_fails(serve: ServeDirectory, tmp_path: Path, disk: FailingDisk) -> None:
     """A reader that waits is not shown what was refused, and streams in memory go on."""
     running = await _start(serve, tmp_path, disk)
     await running.create("m", {**TEXT, "Stream-Durability": "memory"})
     waiting = asyncio.create_task(running.ask("GET", "/v1/stream/s?offset=now", {"Prefer": "wait=1"}))
-    await eventually(lambda: running.waiters("s") == 1)
+    await until(lambda: running.waiters("s") == 1)
     disk.fail("sync", "wal", apsw.SQLITE_IOERR_FSYNC)
     _problem(await running.ask("POST", "/v1/stream/s", TEXT, b"c"), 503, "store-failed")
     assert (await waiting).body == b""
@@ -144,7 +144,7 @@ async def test_followers_stay_when_the_disk_fails(serve: Serve, tmp_path: Path, 
     assert await running.body_of("/v1/stream/m") == b"in memory"
 
 
-async def test_a_disk_that_cannot_be_read(serve: Serve, tmp_path: Path, disk: Disk) -> None:
+async def test_a_disk_that_cannot_be_read(serve: ServeDirectory, tmp_path: Path, disk: FailingDisk) -> None:
     """Who reads what the disk does not give is told so, and never given a part for the whole; others read on, and appends
     go on."""
     running = await serve(tmp_path, vfs=disk.name)
@@ -165,7 +165,9 @@ async def test_a_disk_that_cannot_be_read(serve: Serve, tmp_path: Path, disk: Di
 
 
 @pytest.mark.parametrize("operation", ["sync", "write"])
-async def test_a_start_on_a_failing_disk(tmp_path: Path, disk: Disk, operation: str, serve: Serve) -> None:
+async def test_a_start_on_a_failing_disk(
+    tmp_path: Path, disk: FailingDisk, operation: str, serve: ServeDirectory
+) -> None:
     """A store whose first commit fails is not opened, and not held."""
     running = await serve(tmp_path)
     await running.create("s", JSON, b"[1]")
@@ -178,7 +180,7 @@ async def test_a_start_on_a_failing_disk(tmp_path: Path, disk: Disk, operation: 
     assert await running.body_of("/v1/stream/s") == b"[1]"
 
 
-async def test_a_disk_with_a_quota(serve: Serve, tmp_path: Path, disk: Disk) -> None:
+async def test_a_disk_with_a_quota(serve: ServeDirectory, tmp_path: Path, disk: FailingDisk) -> None:
     """Whatever write of a commit finds no room, the commit is refused as a whole, and the next one that fits is taken."""
     running = await _start(serve, tmp_path, disk)
     expected = b"ab"

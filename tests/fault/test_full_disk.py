@@ -18,11 +18,12 @@ from unittest.mock import patch
 import msgspec
 import pytest
 
-from tests.fault.conftest import Serve, stop
 from tests.fault.sample import fingerprint
-from tests.http.harness import BYTES, JSON, TEXT, Running, eventually
-from tests.http.wire import Response, Wire
-from tests.support import Disk, append, create, creation, settle
+from tests.support.disk import Disk
+from tests.support.log import append, create, creation, settle
+from tests.support.server import BYTES, JSON, TEXT, Running, ServeDirectory, stop
+from tests.support.waiting import until
+from tests.support.wire import Response, Wire
 from wayside.core.engine import CreateStream, Head, Put, Unit
 from wayside.core.errors import Gone, StoreFull
 from wayside.core.records import Durability, StreamConfig
@@ -149,7 +150,7 @@ class Publisher:
 
     async def stored(self) -> None:
         """Wait until the disk has what was acknowledged before."""
-        await eventually(lambda: not self.running.hub.log.statistics().uncommitted_bytes)
+        await until(lambda: not self.running.hub.log.statistics().uncommitted_bytes)
 
 
 async def read(running: Running, target: str) -> bytes:
@@ -175,7 +176,7 @@ LIMITS: dict[str, Any] = {"body_memory_bytes_max": 128 * 1024}
 """Larger bodies are spooled, on the same file system."""
 
 
-async def test_a_full_disk(volume: Volume, tmp_path: Path, serve: Serve) -> None:
+async def test_a_full_disk(volume: Volume, tmp_path: Path, serve: ServeDirectory) -> None:
     """Appends are refused with 507, whichever way they take to the disk; what was acknowledged is read, by those who come
     now too; the hub stays ready. When there is room appends work, and restarts find exactly what was acknowledged."""
     running = await serve(volume.data, **LIMITS)
@@ -210,7 +211,7 @@ async def test_a_full_disk(volume: Volume, tmp_path: Path, serve: Serve) -> None
     assert await publisher.publish(FSYNC, 0)
 
 
-async def test_stopping_and_starting_on_a_full_disk(volume: Volume, serve: Serve) -> None:
+async def test_stopping_and_starting_on_a_full_disk(volume: Volume, serve: ServeDirectory) -> None:
     """A stop without room ends, and loses nothing that the disk had; a start without room is refused for that reason, and
     not as damage; with room everything is there."""
     running = await serve(volume.data, **LIMITS)
@@ -253,8 +254,11 @@ def test_no_commit_is_left_in_doubt_by_the_index_of_the_log(volume: Volume) -> N
         store.commit(Unit([], [Put(row.sid, position, 0, [data], len(data), b"", 1)]))
         position += 1
 
+    def wal_pages() -> int:
+        return (volume.data / f"{DATABASE}-wal").stat().st_size // (PAGE_BYTES + 24)
+
     with patch.object(store, "maintain"):  # no checkpoint: the log grows past the 4062 pages of the index's first part
-        while store._wal_pages < 4062 - 50:
+        while wal_pages() < 4062 - 50:
             put()
         pages_of_two = 2 * 41 * (PAGE_BYTES + 24)
         volume.leave(pages_of_two - 8192)
@@ -263,7 +267,7 @@ def test_no_commit_is_left_in_doubt_by_the_index_of_the_log(volume: Volume) -> N
         with pytest.raises(StoreFull):  # noqa: PT012 - one fits, or none
             for _ in range(3):
                 put()
-        assert store._wal_pages > 4000
+        assert wal_pages() > 4000
         assert store.failed is None
         volume.leave(0)
     store.failed = "as if killed"
@@ -293,7 +297,7 @@ async def test_a_stop_that_gives_up_async_records_is_no_clean_one(tmp_path: Path
     await disk.close()
 
 
-async def test_records_of_an_async_stream_that_found_no_room(volume: Volume, serve: Serve) -> None:
+async def test_records_of_an_async_stream_that_found_no_room(volume: Volume, serve: ServeDirectory) -> None:
     """What an async stream acknowledged and could never store is lost by a stop; its readers are told so."""
     running = await serve(volume.data, **LIMITS)
     publisher = Publisher(running)

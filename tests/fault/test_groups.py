@@ -11,15 +11,15 @@ import apsw
 import msgspec
 import pytest
 
-from tests.clock import ManualClock
-from tests.fault.conftest import Serve, stop
-from tests.fault.disk import Disk as FailingDisk
-from tests.fault.disk import failure
-from tests.groups import Puppet, Stage
-from tests.http.harness import JSON, Running, eventually
-from tests.support import BYTES, Disk, create, creation, read_records, retain_by_age, turns
+from tests.support.disk import Disk
+from tests.support.failing_disk import FailingDisk, failure
+from tests.support.groups import PuppetMember, Stage
+from tests.support.log import BYTES, create, creation, read_records, retain_by_age
+from tests.support.server import JSON, Running, ServeDirectory, stop
+from tests.support.waiting import turns, until
 from wayside.core.errors import NotFound
 from wayside.storage.embedded.check import check
+from wayside.testing import ManualClock
 
 pytestmark = pytest.mark.fault
 
@@ -87,7 +87,7 @@ async def test_the_wall_clock_jumps_while_there_is_no_hub(stage: Stage, clock: M
     await member.settle((), [failed.nack(delay_s=30)])
     clock.jump(jump_ms / 1000)
     await stage.crash()
-    back = await Puppet(stage, "g", "m").join()
+    back = await PuppetMember(stage, "g", "m").join()
     if jump_ms > 0:
         assert [each.position for each in back.take()] == [failed.position]
     await stage.advance(9)
@@ -207,7 +207,9 @@ async def _ask(running: Running, action: str, body: Any) -> tuple[int, Any]:
 
 
 @pytest.mark.parametrize("synced", [0, 1])
-async def test_the_disk_fails_while_a_record_dies(tmp_path: Path, serve: Serve, disk: FailingDisk, synced: int) -> None:
+async def test_the_disk_fails_while_a_record_dies(
+    tmp_path: Path, serve: ServeDirectory, disk: FailingDisk, synced: int
+) -> None:
     """Whether the disk fails under the failure or under the move: after a restart the record is moved once, and the other
     that was held is held."""
     running = await serve(tmp_path, vfs=disk.name)
@@ -227,14 +229,14 @@ async def test_the_disk_fails_while_a_record_dies(tmp_path: Path, serve: Serve, 
     disk.rules["sync", "wal"] = sync
     status, _ = await _ask(running, "ack", {"nacks": [marks[0]]})
     assert status == (200 if synced else 503)
-    await eventually(lambda: left < 0)
+    await until(lambda: left < 0)
     await stop(running)
     disk.heal()
     assert check(tmp_path).ok
     running = await serve(tmp_path)
     await _ask(running, "ack", {"nacks": [marks[0]]})  # for the case that the failure was not on record
     state = running.hub.groups.group("g").journal.state
-    await eventually(lambda: bool(state.dead))
+    await until(lambda: bool(state.dead))
     assert (await _ask(running, "ack", {"acks": [marks[1]]}))[1]["acked"] == 1
     assert msgspec.json.decode(await running.body_of("/v1/stream/dead")) == [0]
     assert (state.in_flight, state.counts["dead"], state.counts["acked"]) == (0, 1, 1)

@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 import uvloop
 
-from tests.http.harness import Gate, Running, Serve
+from tests.support.disk import Gate
+from tests.support.memory import in_memory, tmp_path
+from tests.support.server import Running, Serve
 from wayside import Limits
 from wayside.hub import Hub
+
+__all__ = ["in_memory", "tmp_path"]
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -54,6 +58,6 @@ async def disk(serve: Serve) -> Running:
 @pytest.fixture
 async def gate(disk: Running) -> AsyncIterator[Gate]:
     """The gate before the disk of ``disk``."""
-    gate = Gate(disk.hub)
+    gate = Gate(disk.hub.log)
     yield gate
     gate.open()

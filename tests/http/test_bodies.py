@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.http.events import EventSource
-from tests.http.harness import BYTES, JSON, TEXT, Running, Serve, eventually
-from tests.http.wire import chunked, post, request
+from tests.support.events import EventSource
+from tests.support.server import BYTES, JSON, TEXT, Running, Serve
+from tests.support.waiting import until
+from tests.support.wire import chunked, post, request
 
 CHUNKED = {**TEXT, "Transfer-Encoding": "chunked"}
 MIB = 1024 * 1024
@@ -148,12 +149,12 @@ async def test_twenty_mebibytes_go_in_and_out_by_way_of_the_disk(serve: Serve, f
     if sys.platform == "linux":
         directory = hub.hub.directory
         assert directory is not None
-        await eventually(lambda: _spools(directory) == 1)
+        await until(lambda: _spools(directory) == 1)
     await wire.send(body[half:] if framing == "length" else chunked(body[half:]))
     answer = await wire.response()
     assert answer.status == 204
     if sys.platform == "linux":
-        await eventually(lambda: _spools(directory) == 0)
+        await until(lambda: _spools(directory) == 0)
 
     reader = await hub.connect(receive_buffer=4096)
     await reader.send(request("GET", target))

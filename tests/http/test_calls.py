@@ -11,9 +11,11 @@ import msgspec
 import pytest
 from google.protobuf import type_pb2
 
-from tests.http.harness import JSON, TEXT, Running, Serve, eventually
-from tests.http.services import Asgi, Ask, Holder, offer, problem_of
-from tests.http.wire import Response, Wire, request
+from tests.support.asgi import Asgi
+from tests.support.server import JSON, TEXT, Running, Serve, problem_of
+from tests.support.services import Ask, Holder, offer
+from tests.support.waiting import until
+from tests.support.wire import Response, Wire, request
 from wayside import Hub
 
 MSGPACK = {"Content-Type": "application/msgpack"}
@@ -294,9 +296,9 @@ async def test_a_caller_that_goes_takes_its_call_out_of_the_queue(memory: Runnin
     first = await _call(memory, "bound", JSON, b"1")
     await holder.began()
     second = await _call(memory, "bound", JSON, b"2")
-    await eventually(lambda: memory.hub.calls.services["bound"].waiting == 1)
+    await until(lambda: memory.hub.calls.services["bound"].waiting == 1)
     second.close()
-    await eventually(lambda: len(memory.hub.calls.ledger.open) == 1)
+    await until(lambda: len(memory.hub.calls.ledger.open) == 1)
     holder.release.set()
     assert (await first.response("POST")).body == b"1"
     assert holder.runs == 1
@@ -331,7 +333,7 @@ async def test_a_call_that_has_told_of_progress_is_cancelled_too(memory: Running
     wire = await _call(memory, "drip", {})
     await holder.began()
     holder.values.put_nowait(1)
-    await eventually(lambda: [call.items for call in memory.hub.calls.ledger.open.values()] == [1])
+    await until(lambda: [call.items for call in memory.hub.calls.ledger.open.values()] == [1])
     wire.close()
     await holder.was_cancelled()
 
@@ -380,7 +382,7 @@ async def test_a_call_ends_with_its_only_reader(memory: Running, holder: Holder)
     await holder.began()
     wire.close()
     await holder.was_cancelled()
-    await eventually(lambda: not memory.hub.calls.ledger.open)
+    await until(lambda: not memory.hub.calls.ledger.open)
 
 
 async def test_a_call_goes_on_while_somebody_follows_it(memory: Running, holder: Holder) -> None:
@@ -391,9 +393,9 @@ async def test_a_call_goes_on_while_somebody_follows_it(memory: Running, holder:
     other = await memory.connect()
     await other.send(request("GET", f"/v1/call/{identity}", {"Accept": "text/event-stream"}))
     await other.head()
-    await eventually(lambda: memory.followers("sse") == 2)
+    await until(lambda: memory.followers("sse") == 2)
     wire.close()
-    await eventually(lambda: memory.followers("sse") == 1)
+    await until(lambda: memory.followers("sse") == 1)
     holder.values.put_nowait(1)
     received = b""
     while b'"event":"item"' not in received:
@@ -427,7 +429,7 @@ async def test_a_full_queue_is_429(memory: Running, holder: Holder, headers: dic
     first = await _call(memory, "bound", JSON, b"1")
     await holder.began()
     second = await _call(memory, "bound", JSON, b"2")
-    await eventually(lambda: memory.hub.calls.services["bound"].waiting == 1)
+    await until(lambda: memory.hub.calls.services["bound"].waiting == 1)
     answer = await memory.ask("POST", "/v1/service/bound", headers, b"3")
     assert (answer.status, answer["Retry-After"], problem_of(answer)["code"]) == (429, "1", "queue-full")
     holder.release.set()
@@ -453,7 +455,7 @@ async def test_a_stop_waits_for_calls_under_way(memory: Running, holder: Holder)
     wire = await _call(memory, "hold", JSON, b"5")
     await holder.began()
     draining = asyncio.create_task(memory.server.drain(10))
-    await eventually(lambda: memory.server.draining)
+    await until(lambda: memory.server.draining)
     holder.release.set()
     answer = await wire.last_response("POST")
     assert (answer.status, answer.body) == (200, b"5")
@@ -468,7 +470,7 @@ async def test_a_stop_hands_out_calls_that_may_be(disk: Running) -> None:
     (identity,) = disk.hub.calls.ledger.open
     waiting = await disk.connect()
     await waiting.send(request("GET", f"/v1/call/{identity}", {"Prefer": "wait=60"}))
-    await eventually(lambda: len(disk.hub.calls.ledger.open[identity].waiters) == 2)
+    await until(lambda: len(disk.hub.calls.ledger.open[identity].waiters) == 2)
     draining = asyncio.create_task(disk.server.drain(10))
     answer = await wire.last_response("POST")
     assert (answer.status, answer["Location"]) == (202, f"/v1/call/{identity}")

@@ -11,9 +11,12 @@ import msgspec
 import pytest
 from google.protobuf import type_pb2
 
-from tests.http.harness import JSON, Gate, Running, Serve, eventually
-from tests.http.services import Asgi, Holder, offer, problem_of
-from tests.http.wire import Response, Wire, request
+from tests.support.asgi import Asgi
+from tests.support.disk import Gate
+from tests.support.server import JSON, Running, Serve, problem_of
+from tests.support.services import Holder, offer
+from tests.support.waiting import until
+from tests.support.wire import Response, Wire, request
 from wayside import Hub
 from wayside.calls.call import AttemptOutcome
 
@@ -89,7 +92,7 @@ async def test_a_call_that_takes_longer_is_handed_out_and_goes_on(serve: Serve) 
     assert (answer.status, answer["Preference-Applied"]) == (202, "respond-async, wait=0")
     assert not hub.hub.calls.ledger.open[_of(answer)["id"]].waiters
     holder.release.set()
-    await eventually(lambda: not hub.hub.calls.ledger.open)
+    await until(lambda: not hub.hub.calls.ledger.open)
     assert (await hub.ask("GET", answer["Location"] + "/result")).body == b"5"
 
 
@@ -99,9 +102,9 @@ async def test_a_caller_that_goes_leaves_its_call(hub: Running, holder: Holder) 
     await wire.send(request("POST", "/v1/service/hold", {**JSON, "Prefer": "respond-async, wait=60"}, b"5"))
     await holder.began()
     (call,) = hub.hub.calls.ledger.open.values()
-    await eventually(lambda: len(call.waiters) == 1)
+    await until(lambda: len(call.waiters) == 1)
     wire.reset()
-    await eventually(lambda: not call.waiters)
+    await until(lambda: not call.waiters)
     holder.release.set()
     assert (await _ended(hub, f"/v1/call/{call.id}"))["result"] == 5
 
@@ -281,7 +284,7 @@ async def test_a_durable_call_can_be_followed_from_its_start(
     assert (head.status, head["Content-Type"]) == (200, "text/event-stream")
     await holder.began()
     wire.close()
-    await eventually(lambda: not hub.followers("sse"))
+    await until(lambda: not hub.followers("sse"))
     holder.release.set()
     assert (await _ended(hub, f"/v1/call/{head['Wayside-Call']}"))["result"] == 5
 
@@ -318,7 +321,7 @@ async def test_the_result_is_not_there_before_the_end(hub: Running, holder: Hold
     assert (waited.status, waited["Preference-Applied"]) == (202, "wait=0")
     wire = await hub.connect()
     await wire.send(request("GET", url + "/result", {"Prefer": "wait=10", "Accept": "application/msgpack"}))
-    await eventually(lambda: any(call.waiters for call in hub.hub.calls.ledger.open.values()))
+    await until(lambda: any(call.waiters for call in hub.hub.calls.ledger.open.values()))
     holder.release.set()
     answer = await wire.response()
     assert (answer.status, answer["Content-Type"], answer.body) == (200, "application/msgpack", b"\x05")
@@ -387,9 +390,9 @@ async def test_a_wait_ends_with_the_call_or_its_time(hub: Running, holder: Holde
     for each in (wire, gone):
         await each.send(request("GET", url, {"Prefer": "wait=30"}))
     (call,) = hub.hub.calls.ledger.open.values()
-    await eventually(lambda: len(call.waiters) == 2)
+    await until(lambda: len(call.waiters) == 2)
     gone.reset()
-    await eventually(lambda: len(call.waiters) == 1)
+    await until(lambda: len(call.waiters) == 1)
     holder.release.set()
     answer = await wire.response()
     assert (_of(answer)["state"], answer["Preference-Applied"]) == ("done", "wait=30")
@@ -458,7 +461,7 @@ async def test_a_call_that_waits_is_cancelled(hub: Running, holder: Holder) -> N
     url = await _submit(hub, "hold", b"5", Wayside_Delay="3600")
     wire = await hub.connect()
     await wire.send(request("GET", url, {"Prefer": "wait=30"}))
-    await eventually(lambda: any(call.waiters for call in hub.hub.calls.ledger.open.values()))
+    await until(lambda: any(call.waiters for call in hub.hub.calls.ledger.open.values()))
     assert (await hub.ask("DELETE", url)).status == 200
     assert _of(await wire.response())["state"] == "cancelled"
     assert hub.hub.calls.services["hold"].delayed == 0

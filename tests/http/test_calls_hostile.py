@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.http.harness import eventually
+from tests.support.waiting import until
 from wayside import CallFailed, Hub
 from wayside.client.client import Client
 from wayside.client.worker import Remote
@@ -144,7 +144,7 @@ async def test_a_channel_is_used_again(place: tuple[Hub, str]) -> None:
         peer.got.clear()
         again = f.CallFrame(1, "size", b"abc", "application/octet-stream")
         peer.link.send([f.CallFrame(1, "slow", submitted=submitted), f.LeaveFrame(1), again])
-        await eventually(lambda: bool(peer.got))
+        await until(lambda: bool(peer.got))
         await asyncio.sleep(0.05)
         assert [type(frame) for frame in peer.got] == [f.ResultFrame]
     keyed = f.CallFrame(2, "slow", options=f.CallOptions(key="k"))
@@ -164,7 +164,7 @@ async def test_nobody_takes_the_place_of_the_hubs_own_worker(place: tuple[Hub, s
     for frame in (f.WorkFrame(0, own, [], 5), f.WorkFrame(0, "w", [{"name": "s", "retries": -1}], 5)):
         peer.got.clear()
         peer.link.send([frame])
-        await eventually(lambda: bool(peer.got))
+        await until(lambda: bool(peer.got))
         assert peer.got[0].problem["status"] == 400
     await peer.link.close()
 
@@ -180,7 +180,7 @@ async def test_a_client_that_does_not_read_is_not_read_for(place: tuple[Hub, str
     transport.underlying_transport.pause_reading()
     follows = [f.FollowFrame(number, "bytes", "-1", 1 << 40) for number in range(1, 21)]
     peer.link.send([*follows, *(f.RequestFrame(number, "GET", "/v1/stream/bytes") for number in range(21, 41))])
-    await eventually(lambda: any(each.paused for each in hub.connections.peers))
+    await until(lambda: any(each.paused for each in hub.connections.peers))
     (there,) = [each for each in hub.connections.peers if each.paused]
     assert sum(len(getattr(frame, "records", b"")) for frame in there._out) < 2 * 1024 * 1024
     transport.underlying_transport.resume_reading()
@@ -190,7 +190,7 @@ async def test_a_client_that_does_not_read_is_not_read_for(place: tuple[Hub, str
         followed = sum(len(frame.records) for frame in peer.got if isinstance(frame, f.RecordsFrame))
         return len(answers) == 20 and followed >= 80 * 1024 * 1024
 
-    await eventually(whole)
+    await until(whole)
     await peer.link.close()
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.http.events import EventSource
-from tests.http.harness import JSON, Running, Serve, eventually
-from tests.http.services import Holder, offer, problem_of
-from tests.http.wire import Wire, request
+from tests.support.events import EventSource
+from tests.support.server import JSON, Running, Serve, problem_of
+from tests.support.services import Holder, offer
+from tests.support.waiting import until
+from tests.support.wire import Wire, request
 
 SECRET = "the-secret-of-the-house"
 HANDSHAKE = {
@@ -82,7 +83,7 @@ async def test_events_are_read_on_from_an_offset(hub: Running, holder: Holder) -
     assert _names(first.body) == ["running"]
     wire = await hub.connect()
     await wire.send(request("GET", f"{url}?offset={first.offset}", {"Prefer": "wait=30"}))
-    await eventually(lambda: hub.waiters(f"__call/{url.rpartition('/')[2]}") == 1)
+    await until(lambda: hub.waiters(f"__call/{url.rpartition('/')[2]}") == 1)
     holder.values.put_nowait(7)
     second = await wire.response()
     assert [(event["event"], event["data"]) for event in json.loads(second.body)] == [("item", 7)]
@@ -196,7 +197,7 @@ async def test_no_room_for_a_stream_is_told(serve: Serve) -> None:
     """Where a call in memory can have no stream, whoever asks for it is told why, and the call goes on."""
     hub = await serve(streams_max=1)
     holder = offer(hub.hub)
-    await eventually(lambda: hub.hub.log.statistics().streams == 1)
+    await until(lambda: hub.hub.log.statistics().streams == 1)
     wire = await hub.connect()
     await wire.send(request("POST", "/v1/service/hold", JSON, b"5"))
     await holder.began()

@@ -7,9 +7,11 @@ import email.utils
 
 import pytest
 
-from tests.http.events import EventSource
-from tests.http.harness import BYTES, JSON, TEXT, Gate, Running, Serve, eventually
-from tests.http.wire import Wire, post, request
+from tests.support.disk import Gate
+from tests.support.events import EventSource
+from tests.support.server import BYTES, JSON, TEXT, Running, Serve
+from tests.support.waiting import until
+from tests.support.wire import Wire, post, request
 
 
 async def test_a_connection_serves_one_request_after_another(memory: Running) -> None:
@@ -321,7 +323,7 @@ async def test_a_client_that_half_closes_gets_the_answer_of_a_long_poll(memory: 
     wire = await memory.connect()
     await wire.send(request("GET", target, {"Prefer": "wait=20"}))
     wire.half_close()
-    await eventually(lambda: memory.waiters("a") == 1)
+    await until(lambda: memory.waiters("a") == 1)
     await memory.append(target, b"one")
     assert (await wire.last_response()).body == b"one"
 
@@ -378,7 +380,7 @@ async def test_a_half_closed_event_stream_may_end(memory: Running) -> None:
     assert (await source.next()).data == "one"
     wire.half_close()
     wire.reset()
-    await eventually(lambda: memory.followers("sse") == 0)
+    await until(lambda: memory.followers("sse") == 0)
 
 
 async def test_answers_carry_a_date_of_now(memory: Running) -> None:

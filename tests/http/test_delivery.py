@@ -13,9 +13,10 @@ from typing import Any
 import httptools
 import pytest
 
-from tests.http.events import EventParser, EventSource
-from tests.http.harness import BYTES, JSON, TEXT, Running, Serve, eventually
-from tests.http.wire import PATIENCE_S, Wire, post, request
+from tests.support.events import EventParser, EventSource
+from tests.support.server import BYTES, JSON, TEXT, Running, Serve
+from tests.support.waiting import PATIENCE_S, until
+from tests.support.wire import Wire, post, request
 
 FOLLOWERS = 1000
 
@@ -62,7 +63,7 @@ async def _follow(hub: Running, target: str, number: int) -> list[Fast]:
     for _ in range(number):
         _, follower = await loop.create_connection(lambda: Fast(target), *hub.server.address)
         followers.append(follower)
-    await eventually(lambda: hub.followers("sse") >= number)
+    await until(lambda: hub.followers("sse") >= number)
     return followers
 
 
@@ -71,7 +72,7 @@ async def _one_that_never_reads(hub: Running, target: str) -> tuple[Wire, Any]:
     before = hub.followers("sse")
     wire = await hub.connect(receive_buffer=4096)
     await wire.send(request("GET", target, {"Accept": "text/event-stream"}))
-    await eventually(lambda: hub.followers("sse") == before + 1)
+    await until(lambda: hub.followers("sse") == before + 1)
     connection = hub.connection_of(wire)
     connection.transport.get_extra_info("socket").setsockopt(1, 7, 4096)  # SOL_SOCKET, SO_SNDBUF
     return wire, connection
@@ -122,7 +123,7 @@ async def test_a_reader_that_never_reads_costs_nobody_anything(memory: Running) 
     assert [e.data.encode() for e in parser.events] == [*records, b'"last"']
     ids = [int(e.id.partition("_")[2]) for e in parser.events]
     assert ids == list(range(1, len(records) + 2))
-    await eventually(lambda: memory.hub.log.statistics().lag_records == 0)
+    await until(lambda: memory.hub.log.statistics().lag_records == 0)
     await memory.append(target, b'"news"', JSON)
     parser.events.clear()
     parser.feed(await slow.chunk())
@@ -148,8 +149,8 @@ async def test_figures_with_and_without_a_reader_that_never_reads(memory: Runnin
         publisher = await memory.connect()
         took: list[float] = []
         records: list[bytes] = []
-        for number in range(150):
-            records.append(b"%06d" % number + b"x" * 1000)
+        for number in range(50):
+            records.append(b"%06d" % number + b"x" * 3000)
             size = len(_expected(offset, records))
             began = time.perf_counter()
             await publisher.send(post(target, records[-1]))
@@ -166,7 +167,7 @@ async def test_figures_with_and_without_a_reader_that_never_reads(memory: Runnin
         assert {f.received for f in fast} == {len(_expected(offset, records))}
         for follower in fast:
             follower.transport.close()
-        await eventually(lambda: memory.followers("sse") <= 1)
+        await until(lambda: memory.followers("sse") <= 1)
 
 
 async def _read_in_fits(wire: Wire, total: int, seed: int) -> list[Any]:
@@ -200,7 +201,7 @@ async def test_readers_of_every_pace_get_every_record_once(serve: Serve, disk: b
     wires = [await hub.connect(receive_buffer=4096) for _ in range(8)]
     for wire in wires:
         await wire.send(request("GET", target, {"Accept": "text/event-stream"}))
-    await eventually(lambda: hub.followers("sse") == len(wires))
+    await until(lambda: hub.followers("sse") == len(wires))
     for wire in wires:
         hub.connection_of(wire).transport.get_extra_info("socket").setsockopt(1, 7, 4096)
     bodies: list[list[bytes]] = []
@@ -284,7 +285,7 @@ async def test_a_reader_that_goes_while_it_is_behind_is_forgotten(memory: Runnin
     assert memory.hub.log.statistics().lag_records > 0
     assert connection.transport.get_write_buffer_size() > 0
     wire.reset()
-    await eventually(lambda: not memory.server.connections)
+    await until(lambda: not memory.server.connections)
     statistics = memory.hub.log.statistics()
     assert (statistics.lag_records, statistics.followers["sse"]) == (0, 0)
     await memory.append(target, b"x", BYTES)

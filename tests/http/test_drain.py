@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from tests.http.events import EventSource
-from tests.http.harness import BYTES, JSON, TEXT, Gate, Running, Serve, eventually
-from tests.http.wire import PATIENCE_S, Response, Wire, chunked, post, request
+from tests.support.disk import Gate
+from tests.support.events import EventSource
+from tests.support.server import BYTES, JSON, TEXT, Running, Serve
+from tests.support.waiting import PATIENCE_S, until
+from tests.support.websocket import receive_rest
+from tests.support.wire import Response, Wire, chunked, post, request
 
 
 async def _drained(hub: Running, seconds: float = PATIENCE_S) -> None:
@@ -31,7 +33,7 @@ async def test_long_polls_are_answered(memory: Running, how: dict[str, str]) -> 
     wire = await memory.connect()
     live = "" if how else "&live=long-poll"
     await wire.send(request("GET", f"{target}?offset={offset}{live}", how))
-    await eventually(lambda: memory.waiters("a") == 1)
+    await until(lambda: memory.waiters("a") == 1)
     await _drained(memory)
     answer = await wire.last_response()
     assert (answer.status, answer.offset) == (204, offset)
@@ -67,16 +69,15 @@ async def test_protocol_event_streams_end_after_their_last_control(memory: Runni
 async def test_websockets_close_with_where_to_resume(memory: Running, subprotocol: str | None) -> None:
     """A WebSocket is closed with 1012 (service restart) and ``resume=OFFSET``, the client's handshake included."""
     target = await memory.create("a", TEXT, b"one")
-    host, port = memory.server.address
     offset = (await memory.ask("GET", target)).offset
     offered = [Subprotocol(subprotocol)] if subprotocol else None
-    async with connect(f"ws://{host}:{port}{target}", subprotocols=offered) as socket:
+    async with connect(memory.websocket_url(target), subprotocols=offered) as socket:
         if subprotocol:
             await socket.send('{"credit": 10}')
         first = await socket.recv()
         assert first == "one" if not subprotocol else json.loads(first)["data"] == "one"
         await _drained(memory)
-        rest = [message async for message in _until_closed(socket)]
+        rest = await receive_rest(socket)
         assert (socket.close_code, socket.close_reason) == (1012, f"resume={offset}")
         assert [json.loads(message) for message in rest] == ([{"resume": offset}] if subprotocol else [])
 
@@ -95,7 +96,7 @@ async def test_a_request_whose_body_is_on_its_way_is_finished(disk: Running, fra
     await half_a_head.send_apart(b"GET /rea")
     await wire.send_apart(parts[0])
     drain = asyncio.create_task(_drained(disk))
-    await eventually(lambda: disk.server.draining)
+    await until(lambda: disk.server.draining)
     await wire.send(parts[1])
     assert (await wire.last_response()).status == 204
     await half_a_head.send(b"dyz HTTP/1.1\r\nHost: hub\r\n\r\n")
@@ -117,7 +118,7 @@ async def test_an_append_that_waits_for_the_disk_is_acknowledged(disk: Running, 
     await piped.send(b"".join(post(target, b"%d" % n, JSON) for n in (1, 2, 3)))
     await disk.ask("GET", "/healthz")
     drain = asyncio.create_task(_drained(disk))
-    await eventually(lambda: disk.server.draining)
+    await until(lambda: disk.server.draining)
     gate.open()
     assert (await wire.last_response()).status == 204
     answers: list[Response] = []
@@ -142,7 +143,7 @@ async def test_a_long_answer_is_finished(serve: Serve, content_type: dict[str, s
     head = await wire.head()
     first = await wire.chunk()
     drain = asyncio.create_task(hub.server.drain(PATIENCE_S))
-    await eventually(lambda: hub.server.draining)
+    await until(lambda: hub.server.draining)
     got = first + await _chunks(wire)
     await drain
     assert got == (body * 2 if content_type is BYTES else b'["%b","%b"]' % (body, body))
@@ -172,7 +173,7 @@ async def test_the_idle_are_closed_and_the_new_are_refused(memory: Running) -> N
     """Connections without a request are closed at once; nobody can connect any more."""
     used, fresh = await memory.connect(), await memory.connect()
     assert (await used.ask("GET", "/healthz")).status == 200
-    await eventually(lambda: len(memory.server.connections) == 2)
+    await until(lambda: len(memory.server.connections) == 2)
     await _drained(memory)
     assert await used.ended()
     assert await fresh.ended()
@@ -188,9 +189,8 @@ async def test_everybody_at_once(serve: Serve) -> None:
     for wire in polls:
         await wire.send(request("GET", target, {"Prefer": "wait=20"}))
     sources = [await EventSource.open(await hub.connect(), target) for _ in range(10)]
-    host, port = hub.server.address
-    sockets: list[Any] = [await connect(f"ws://{host}:{port}{target}") for _ in range(10)]
-    await eventually(lambda: hub.waiters("a") == 10 and hub.followers("push") == 10)
+    sockets: list[Any] = [await connect(hub.websocket_url(target)) for _ in range(10)]
+    await until(lambda: hub.waiters("a") == 10 and hub.followers("push") == 10)
     writers = [await hub.connect() for _ in range(10)]
     await hub.append(target, b"[1]", JSON)
     for wire in writers:
@@ -205,7 +205,7 @@ async def test_everybody_at_once(serve: Serve) -> None:
         assert [e.data for e in await source.rest()] == ["1"] + ["2"] * 10
         assert source.parser.last_id == offset
     for socket in sockets:
-        messages = [message async for message in _until_closed(socket)]
+        messages = await receive_rest(socket)
         assert messages == ["1"] + ["2"] * 10
         assert socket.close_reason == f"resume={offset}"
     await hub.hub.close()
@@ -217,11 +217,3 @@ async def _chunks(wire: Wire) -> bytes:
     while piece := await wire.chunk():
         got += piece
     return bytes(got)
-
-
-async def _until_closed(socket: Any) -> Any:
-    try:
-        while True:
-            yield await socket.recv()
-    except ConnectionClosed:
-        return

@@ -12,9 +12,9 @@ from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 import wayside
-from tests.http.events import EventSource
-from tests.http.harness import BYTES, JSON, TEXT, Running, Serve, eventually
-from tests.http.wire import PATIENCE_S
+from tests.support.events import EventSource
+from tests.support.server import BYTES, JSON, TEXT, Running, Serve
+from tests.support.waiting import PATIENCE_S, until
 from wayside.core.records import Record
 
 ALL = "/v1/stream/orders/**"
@@ -84,7 +84,7 @@ async def test_a_long_poll_waits_for_any_of_them(hub: Running) -> None:
     start = (await hub.ask("HEAD", ALL)).offset
     wire = await hub.connect()
     asked = asyncio.create_task(wire.ask("GET", f"{ALL}?offset={start}", {"Prefer": "wait=30"}))
-    await eventually(lambda: any(view.waiters for view in hub.hub.log._unions.views))
+    await until(lambda: any(view.waiters for view in hub.hub.log._unions.views))
     await hub.append("/v1/stream/elsewhere", b"1", JSON)
     await hub.create("orders/new", JSON, b"[7]")
     answer = await asked
@@ -110,8 +110,7 @@ async def test_events_resume_by_their_ids(hub: Running) -> None:
 
 async def test_push_has_credit(hub: Running) -> None:
     """With ``wayside.v1``: as many as were granted, each with its cursor; resumed from any."""
-    host, port = hub.server.address
-    url = f"ws://{host}:{port}/v1/stream/orders/**"
+    url = hub.websocket_url("/v1/stream/orders/**")
     v1 = [Subprotocol("wayside.v1")]
     async with connect(url, subprotocols=v1) as socket, asyncio.timeout(PATIENCE_S):
         await socket.send('{"credit":4}')
@@ -129,8 +128,7 @@ async def test_push_has_credit(hub: Running) -> None:
 
 async def test_a_stop_says_where_to_resume(hub: Running) -> None:
     """As for any stream."""
-    host, port = hub.server.address
-    async with connect(f"ws://{host}:{port}/v1/stream/orders/**") as socket, asyncio.timeout(PATIENCE_S):
+    async with connect(hub.websocket_url("/v1/stream/orders/**")) as socket, asyncio.timeout(PATIENCE_S):
         for _ in range(10):
             await socket.recv()
         at = (await hub.ask("HEAD", ALL)).offset
@@ -173,7 +171,7 @@ async def test_a_client_that_goes_leaves_nothing(hub: Running) -> None:
     await source.take(10)
     assert hub.followers("sse") >= 1
     source.wire.close()
-    await eventually(lambda: hub.followers("sse") == 0)
+    await until(lambda: hub.followers("sse") == 0)
 
 
 async def test_a_stream_elsewhere_knows_of_no_watcher(hub: Running) -> None:
@@ -209,9 +207,8 @@ def _of(records: list[Record]) -> dict[str, list[bytes]]:
 @pytest.mark.parametrize("way", ["client", "hub"])
 async def test_python_reads_records_with_their_stream(hub: Running, way: str) -> None:
     """Data as it was published, and an offset that resumes all of them; over a connection and in the hub's process."""
-    host, port = hub.server.address
     await hub.create("orders/bytes", BYTES, b"\x00\xff")
-    async with wayside.connect(f"http://{host}:{port}") as client:
+    async with wayside.connect(hub.url) as client:
 
         def read(offset: str = "-1", follow: bool = True) -> AsyncIterator[Record]:
             source: Any = client if way == "client" else hub.hub
@@ -231,8 +228,7 @@ async def test_python_reads_records_with_their_stream(hub: Running, way: str) ->
 
 async def test_a_channel_refuses_what_is_no_glob(hub: Running) -> None:
     """And the connection goes on."""
-    host, port = hub.server.address
-    async with wayside.connect(f"http://{host}:{port}") as client:
+    async with wayside.connect(hub.url) as client:
         with pytest.raises(wayside.Refusal) as refused:
             await _first(client.read("orders-*/**"), 1)
         assert refused.value.code == "glob-invalid"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.clock import ManualClock
-from tests.http.harness import eventually
-from tests.support import patch_constants
+from tests.support.constants import patch_constants
+from tests.support.receiver import Receiver
+from tests.support.waiting import until
 from wayside.core.errors import BadRequest, Overloaded
 from wayside.core.records import Meta
 from wayside.groups.events import GroupSpec
@@ -19,55 +20,12 @@ from wayside.groups.group import Group
 from wayside.groups.webhook import headers_of
 from wayside.hub import Hub
 from wayside.link.frames import Part
+from wayside.testing import ManualClock
 from wayside.webhooks.post import WebhookResponse
 from wayside.webhooks.standard import verify
 
 SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OLD = "whsec_" + "QmFzZTY0IGlzIG5vdCBlbmNyeXB0aW9u"
-
-
-class Receiver:
-    """An HTTP server on loopback that answers each POST as it is told, and keeps what came."""
-
-    def __init__(self) -> None:
-        self.got: list[tuple[dict[str, str], bytes]] = []
-        self.answers: list[tuple[int, str]] = []
-        """For the next requests; then 204."""
-        self.hold: asyncio.Event | None = None
-        self.running = self.most = 0
-        self._server: asyncio.Server | None = None
-
-    async def start(self) -> str:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/hook"
-
-    def stop(self) -> None:
-        assert self._server is not None
-        self._server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        fields = dict(line.split(": ", 1) for line in head[1:] if line)
-        headers = {name.lower(): value for name, value in fields.items()}
-        body = await reader.readexactly(int(headers["content-length"]))
-        self.got.append((headers, body))
-        self.running += 1
-        self.most = max(self.most, self.running)
-        if self.hold is not None:
-            await self.hold.wait()
-        self.running -= 1
-        status, extra = self.answers.pop(0) if self.answers else (204, "")
-        writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\n{extra}\r\n".encode())
-        writer.close()
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    receiver = Receiver()
-    yield receiver
-    if receiver.hold is not None:
-        receiver.hold.set()
-    receiver.stop()
 
 
 @pytest.fixture
@@ -93,27 +51,27 @@ async def put(hub: Hub, url: str, **settings: Any) -> Group:
 
 
 async def test_each_record_is_pushed_signed_and_acked(hub: Hub, receiver: Receiver) -> None:
-    group = await put(hub, await receiver.start())
+    group = await put(hub, receiver.url)
     await hub.publish("orders/eu", {"n": 1}, {"n": 2})
     await hub.publish("orders/us", {"n": 3})
-    await eventually(lambda: group.journal.state.counts["acked"] == 3)
-    assert sorted(body for _, body in receiver.got) == [b'{"n":1}', b'{"n":2}', b'{"n":3}']
-    for headers, body in receiver.got:
+    await until(lambda: group.journal.state.counts["acked"] == 3)
+    assert sorted(body for _, _, body in receiver.requests) == [b'{"n":1}', b'{"n":2}', b'{"n":3}']
+    for _, headers, body in receiver.requests:
         for secret in (SECRET, OLD):
             verify([secret], headers, body, now_s=hub.clock.wall_ms() / 1000)
         assert headers["content-type"] == "application/json"
         assert (headers["wayside-group"], headers["wayside-attempt"]) == ("billing", "1")
-    assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 3
-    assert {headers["wayside-stream"] for headers, _ in receiver.got} == {"orders/eu", "orders/us"}
+    assert len({headers["webhook-id"] for _, headers, _ in receiver.requests}) == 3
+    assert {headers["wayside-stream"] for _, headers, _ in receiver.requests} == {"orders/eu", "orders/us"}
 
 
 async def test_a_failure_comes_again_with_its_identity(hub: Hub, receiver: Receiver) -> None:
-    group = await put(hub, await receiver.start(), webhook_concurrency=1)
-    receiver.answers = [(500, ""), (302, "Location: /elsewhere\r\n"), (200, "")]
+    group = await put(hub, receiver.url, webhook_concurrency=1)
+    receiver.answers = [(500, {}), (302, {"Location": "/elsewhere"}), (200, {})]
     await hub.publish("orders/eu", {"n": 1})
-    await eventually(lambda: group.journal.state.counts["acked"] == 1)
-    assert [headers["wayside-attempt"] for headers, _ in receiver.got] == ["1", "2", "3"]
-    assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
+    await until(lambda: group.journal.state.counts["acked"] == 1)
+    assert [headers["wayside-attempt"] for _, headers, _ in receiver.requests] == ["1", "2", "3"]
+    assert len({headers["webhook-id"] for _, headers, _ in receiver.requests}) == 1
     stream = hub.log.find("orders/eu")
     receipt = await hub.groups.receipt("billing", "orders/eu", str(stream.offset(1)))
     assert [each.get("reason", "") for each in receipt["deliveries"]] == ["HTTP 500", "HTTP 302", ""]
@@ -121,82 +79,83 @@ async def test_a_failure_comes_again_with_its_identity(hub: Hub, receiver: Recei
 
 
 async def test_the_last_failure_is_a_dead_letter(hub: Hub, receiver: Receiver) -> None:
-    group = await put(hub, await receiver.start(), retries=1, dead_letter="dead/orders")
-    receiver.answers = [(500, ""), (500, "")]
+    group = await put(hub, receiver.url, retries=1, dead_letter="dead/orders")
+    receiver.answers = [(500, {}), (500, {})]
     await hub.publish("orders/eu", {"n": 1})
-    await eventually(lambda: group.journal.state.counts["dead"] == 1)
+    await until(lambda: group.journal.state.counts["dead"] == 1)
     await told(group.journal.then)  # on disk, too
     assert [record.json() async for record in hub.read("dead/orders", follow=False)] == [{"n": 1}]
 
 
 async def test_retry_after_puts_it_off(hub: Hub, receiver: Receiver) -> None:
-    group = await put(hub, await receiver.start())
-    receiver.answers = [(503, "Retry-After: 120\r\n")]
+    group = await put(hub, receiver.url)
+    receiver.answers = [(503, {"Retry-After": "120"})]
     await hub.publish("orders/eu", {"n": 1})
-    await eventually(lambda: group.journal.state.counts["failed"] == 1)
+    await until(lambda: group.journal.state.counts["failed"] == 1)
     (waiting,) = next(iter(group.journal.state.partitions.values())).waiting.values()
     assert waiting.delay_ms == 120_000
 
 
 async def test_410_ends_it_and_keeps_the_record(hub: Hub, receiver: Receiver) -> None:
-    url = await receiver.start()
+    url = receiver.url
     group = await put(hub, url, retries=0, webhook_concurrency=1)
-    receiver.answers = [(410, "")]
+    receiver.answers = [(410, {})]
     await hub.publish("orders/eu", {"n": 1}, {"n": 2})
-    await eventually(lambda: group.spec.webhook_disabled != "")
+    await until(lambda: group.spec.webhook_disabled != "")
     assert not group.members
     assert group.journal.state.counts["failed"] == 0
     await put(hub, url, retries=0, webhook_concurrency=1)  # said again, it begins anew
-    await eventually(lambda: group.journal.state.counts["acked"] == 2)
+    await until(lambda: group.journal.state.counts["acked"] == 2)
 
 
 async def test_no_more_requests_than_asked_for(hub: Hub, receiver: Receiver) -> None:
-    receiver.hold = asyncio.Event()
-    group = await put(hub, await receiver.start(), webhook_concurrency=3)
+    receiver.hold = threading.Event()
+    group = await put(hub, receiver.url, webhook_concurrency=3)
     await hub.publish("orders/eu", *({"n": n} for n in range(20)))
-    await eventually(lambda: receiver.running == 3)
+    await until(lambda: receiver.running == 3)
     receiver.hold.set()
-    await eventually(lambda: group.journal.state.counts["acked"] == 20)
+    await until(lambda: group.journal.state.counts["acked"] == 20)
     assert receiver.most == 3
 
 
 async def test_leases_last_as_long_as_requests(receiver: Receiver) -> None:
     """A receiver may take longer than a lease: its record is not pushed to it again meanwhile."""
     clock = ManualClock()
-    receiver.hold = asyncio.Event()
+    receiver.hold = threading.Event()
     async with Hub("memory:", clock=clock, webhook_secrets=[SECRET], webhook_private=True) as hub:
-        group = await put(hub, await receiver.start(), lease_s=30, webhook_concurrency=2)
+        group = await put(hub, receiver.url, lease_s=30, webhook_concurrency=2)
         await hub.publish("orders/eu", *({"n": n} for n in range(3)))
-        await eventually(lambda: receiver.running == 2)
+        await until(lambda: receiver.running == 2)
         for _ in range(12):
             clock.advance(10)
             hub.calls.timers.run()
             await told(group.journal.then)
         assert group.journal.state.counts["delivered"] == 2
         receiver.hold.set()
-        await eventually(lambda: group.journal.state.counts["acked"] == 3)
-        assert (len(receiver.got), group.journal.state.counts["failed"]) == (3, 0)
+        await until(lambda: group.journal.state.counts["acked"] == 3)
+        assert (len(receiver.requests), group.journal.state.counts["failed"]) == (3, 0)
 
 
 async def test_other_settings_repeat_no_request(hub: Hub, receiver: Receiver) -> None:
     """Requests that run when the settings change count: their records are not pushed a second time."""
-    receiver.hold = asyncio.Event()
-    url = await receiver.start()
+    receiver.hold = threading.Event()
+    url = receiver.url
     group = await put(hub, url, webhook_concurrency=2)
     await hub.publish("orders/eu", {"n": 1}, {"n": 2}, {"n": 3})
-    await eventually(lambda: receiver.running == 2)
-    receiver.answers = [(500, "")]
+    await until(lambda: receiver.running == 2)
+    receiver.answers = [(500, {})]
     await put(hub, url, webhook_concurrency=1)
-    await eventually(lambda: receiver.running == 3)
+    await until(lambda: receiver.running == 3)
     receiver.hold.set()
-    await eventually(lambda: group.journal.state.counts["acked"] == 3)
-    assert len(receiver.got) == 4
+    await until(lambda: group.journal.state.counts["acked"] == 3)
+    assert len(receiver.requests) == 4
     assert group.journal.state.counts["failed"] == 1
 
 
 async def test_a_transport_that_breaks_costs_attempts_and_no_room(hub: Hub, receiver: Receiver) -> None:
     """Whatever is raised is a failed attempt: others go on, and the record is dead in the end."""
-    url = await receiver.start()
+    url = receiver.url
+    assert hub.group_push is not None
     post = hub.poster.transport
 
     def broken(url: str, headers: Mapping[str, str], body: bytes, timeout_s: float) -> WebhookResponse:
@@ -207,7 +166,7 @@ async def test_a_transport_that_breaks_costs_attempts_and_no_room(hub: Hub, rece
     hub.poster.transport = broken
     group = await put(hub, url, webhook_concurrency=1, retries=2)
     await hub.publish("orders/eu", {"n": 1}, {"n": 2}, {"n": 3})
-    await eventually(lambda: group.journal.state.counts["acked"] == 2 and group.journal.state.counts["dead"] == 1)
+    await until(lambda: group.journal.state.counts["acked"] == 2 and group.journal.state.counts["dead"] == 1)
     assert group.journal.state.counts["failed"] == 3
     assert next(iter(group.journal.state.dead.values())).reason == "RuntimeError: broken"
 
@@ -217,7 +176,7 @@ async def test_an_end_that_cannot_be_written_down_is_asked_for_again(
 ) -> None:
     """A group that cannot be changed when its receiver wants no more keeps the record, and its room."""
     patch_constants(monkeypatch, STUCK_S=0.002)
-    url = await receiver.start()
+    url = receiver.url
     group = await put(hub, url, webhook_concurrency=1)
     put_group, refused = hub.groups.put, [Overloaded("Not now.")]
 
@@ -227,21 +186,21 @@ async def test_an_end_that_cannot_be_written_down_is_asked_for_again(
         put_group(name, spec, done)
 
     monkeypatch.setattr(hub.groups, "put", busy)
-    receiver.answers = [(410, ""), (410, "")]
+    receiver.answers = [(410, {}), (410, {})]
     await hub.publish("orders/eu", {"n": 1})
-    await eventually(lambda: group.spec.webhook_disabled != "")
-    assert len(receiver.got) == 2
+    await until(lambda: group.spec.webhook_disabled != "")
+    assert len(receiver.requests) == 2
     assert group.journal.state.counts["failed"] == 0
 
 
 async def test_it_goes_on_after_a_restart(tmp_path: Path, receiver: Receiver) -> None:
-    url = await receiver.start()
+    url = receiver.url
     options: dict[str, Any] = {"webhook_secrets": [SECRET], "webhook_private": True}
     async with Hub(f"file:{tmp_path}", **options) as hub:
         await put(hub, url)
     async with Hub(f"file:{tmp_path}", **options) as hub:
         await hub.publish("orders/eu", {"n": 1})
-        await eventually(lambda: hub.groups.group("billing").journal.state.counts["acked"] == 1)
+        await until(lambda: hub.groups.group("billing").journal.state.counts["acked"] == 1)
 
 
 async def test_private_addresses_are_refused(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.http.harness import BYTES, JSON, TEXT, Gate, Running, Serve, eventually
-from tests.http.wire import PATIENCE_S, Wire, request
+from tests.support.disk import Gate
+from tests.support.server import BYTES, JSON, TEXT, Running, Serve
+from tests.support.waiting import PATIENCE_S, until
+from tests.support.wire import Wire, request
 from wayside import connect
 from wayside.server.patterns.consumer_groups import DISK_S
 
@@ -201,7 +203,7 @@ async def test_acks_nacks_and_extensions(disk: Running) -> None:
     assert [(each["data"], each["attempt"]) for each in again["records"]] == [(3, 2)]
     assert (await receipt(disk, one))["state"] == "acked"
     assert (await receipt(disk, three))["deliveries"][0]["reason"] == "busy"
-    await eventually(lambda: len(disk.hub.groups.group("g").journal.state.dead) == 1)
+    await until(lambda: len(disk.hub.groups.group("g").journal.state.dead) == 1)
     assert (await receipt(disk, four))["state"] == "dead"
     assert (await receipt(disk, five))["state"] == "in-flight"
 
@@ -282,7 +284,7 @@ async def _waiting(hub: Running, body: Document, **headers: str) -> Wire:
     """A claim that waits."""
     wire = await hub.connect()
     await wire.send(request("POST", f"{G}/claim", {**JSON, **headers}, json.dumps(body).encode()))
-    await eventually(lambda: bool(hub.hub.groups.group("g").members))
+    await until(lambda: bool(hub.hub.groups.group("g").members))
     return wire
 
 
@@ -321,7 +323,7 @@ async def test_who_goes_while_waiting_takes_nothing(disk: Running) -> None:
     await begin(disk)
     wire = await _waiting(disk, {"wait": 60})
     wire.reset()
-    await eventually(lambda: not disk.hub.groups.group("g").members)
+    await until(lambda: not disk.hub.groups.group("g").members)
     await disk.append("/v1/stream/orders/eu", b"7", JSON)
     found = await ask(disk, "POST", f"{G}/claim", {"wait": PATIENCE_S})
     assert [each["attempt"] for each in found["records"]] == [1]
@@ -336,7 +338,7 @@ async def test_what_was_leased_to_who_has_gone_goes_back(disk: Running, gate: Ga
     await wire.send(request("POST", f"{G}/claim", JSON, b'{"wait": 60}'))
     await gate.reached()
     getattr(wire, how)()
-    await eventually(lambda: not disk.hub.groups.group("g").members)
+    await until(lambda: not disk.hub.groups.group("g").members)
     gate.open()
     [mark] = await claim(disk)
     found = await receipt(disk, mark)
@@ -353,7 +355,7 @@ async def test_a_lease_that_is_being_committed_when_the_wait_ends_is_answered(di
     await gate.reached()
     [member] = disk.hub.groups.group("g").members
     link: Any = member.link
-    await eventually(lambda: link._patience < DISK_S)
+    await until(lambda: link._patience < DISK_S)
     assert wire.is_quiet()
     gate.open()
     assert [each["data"] for each in json.loads((await wire.response()).body)["records"]] == [1]
@@ -388,7 +390,7 @@ async def test_dead_records_are_listed_and_redriven(disk: Running) -> None:
     nacks = [{**mark, "reason": f"no customer {number}"} for number, mark in enumerate(marks)]
     await ask(disk, "POST", f"{G}/ack", {"nacks": nacks})
     state = disk.hub.groups.group("g").journal.state
-    await eventually(lambda: len(state.dead) == 4 and disk.hub.log.find("orders.dead").tail == 4)
+    await until(lambda: len(state.dead) == 4 and disk.hub.log.find("orders.dead").tail == 4)
     found = await ask(disk, "GET", f"{G}/dead?limit=3&stream=orders/*")
     assert (found["found"], len(found["dead"])) == (4, 3)
     assert {each["reason"] for each in found["dead"]} <= {f"no customer {number}" for number in range(4)}
@@ -453,11 +455,11 @@ async def test_all_of_it_works_on_a_channel(disk: Running) -> None:
             return document
 
         left = asyncio.create_task(over("POST", "claim", {"wait": 60}))
-        await eventually(lambda: bool(disk.hub.groups.group("g").members))
+        await until(lambda: bool(disk.hub.groups.group("g").members))
         left.cancel()
-        await eventually(lambda: not disk.hub.groups.group("g").members)
+        await until(lambda: not disk.hub.groups.group("g").members)
         waiting = asyncio.create_task(over("POST", "claim", {"wait": 60, "member": "m"}))
-        await eventually(lambda: bool(disk.hub.groups.group("g").members))
+        await until(lambda: bool(disk.hub.groups.group("g").members))
         await disk.append("/v1/stream/orders/eu", b"7", JSON)
         found = await waiting
         [record] = found["records"]

@@ -8,8 +8,10 @@ from functools import partial
 
 import pytest
 
-from tests.http.harness import BYTES, JSON, TEXT, Gate, Running, Serve, eventually
-from tests.http.wire import Wire, request
+from tests.support.disk import Gate
+from tests.support.server import BYTES, JSON, TEXT, Running, Serve
+from tests.support.waiting import until
+from tests.support.wire import Wire, request
 
 EVENTS = {"Accept": "text/event-stream"}
 HANDSHAKE = {
@@ -52,7 +54,7 @@ async def test_one_callback_that_fails_stops_no_other(disk: Running, gate: Gate)
     for poll in polls:
         await poll.send(request("GET", f"{target}?offset=now", {"Prefer": "wait=20"}))
         disk.hub.log.find("a").wait(partial(fail))
-    await eventually(lambda: disk.waiters("a") == 20)
+    await until(lambda: disk.waiters("a") == 20)
     gate.shut()
     first, second, third, fourth = [await disk.connect() for _ in range(4)]
     await first.send(request("POST", target, TEXT, b"0"))
@@ -81,12 +83,12 @@ async def test_a_reader_that_goes_with_requests_unanswered_is_forgotten(memory: 
         wire = await memory.connect()
         await wire.send(request("GET", f"{target}?offset=now", EVENTS) + request("GET", "/healthz"))
         assert (await wire.head()).status == 200
-        await eventually(lambda: memory.followers("sse") > 0)
+        await until(lambda: memory.followers("sse") > 0)
         wire.reset()
     for _ in range(3):
         await memory.append(target, b"x")
-    await eventually(lambda: memory.followers("sse") == 0)
-    await eventually(lambda: len(memory.server.connections) == 0)
+    await until(lambda: memory.followers("sse") == 0)
+    await until(lambda: len(memory.server.connections) == 0)
 
 
 async def test_a_push_behind_another_request_is_heard(memory: Running) -> None:
@@ -95,14 +97,14 @@ async def test_a_push_behind_another_request_is_heard(memory: Running) -> None:
     wire = await memory.connect()
     push = request("GET", target, {**HANDSHAKE, "Sec-WebSocket-Protocol": "wayside.v1"})
     await wire.send(request("GET", f"{target}?offset=now", {"Prefer": "wait=20"}) + push)
-    await eventually(lambda: memory.waiters("a") == 1)
+    await until(lambda: memory.waiters("a") == 1)
     await memory.append(target, b"two")
     assert (await wire.response()).body == b"two"
     assert (await wire.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
     await wire.send(_masked(1, b'{"credit":1}'))
     assert await wire.until(b'"data":"one"}')
     wire.reset()
-    await eventually(lambda: memory.followers("push") == 0)
+    await until(lambda: memory.followers("push") == 0)
 
 
 # -- who takes nothing
@@ -122,7 +124,7 @@ async def test_pings_that_nobody_reads_the_answers_of_are_not_answered_without_e
             await wire.send(pings)
 
     asking = asyncio.create_task(ask())
-    await eventually(lambda: connection.paused)
+    await until(lambda: connection.paused)
     largest = 0
     for _ in range(500):
         await asyncio.sleep(0)
@@ -155,7 +157,7 @@ async def test_small_requests_of_one_packet_do_not_multiply(memory: Running) -> 
     connection = memory.connection_of(wire)
     sending = asyncio.create_task(wire.send(question * 3000))
     largest = 0
-    await eventually(lambda: connection.paused)
+    await until(lambda: connection.paused)
     for _ in range(200):
         await asyncio.sleep(0)
         largest = max(largest, connection.transport.get_write_buffer_size())
@@ -175,7 +177,7 @@ async def test_a_large_append_is_read_in_steps(serve: Serve) -> None:
         await wire.send(request("GET", target, headers))
         assert (await wire.head()).status == 200
         connection = hub.connection_of(wire)
-        await eventually(partial(getattr, connection, "paused"))
+        await until(partial(getattr, connection, "paused"))
         assert connection.transport.get_write_buffer_size() <= 64 * 1024 + 2 * 64 * 1024
         wire.reset()
     assert await hub.body_of(target) == b"[" + b",".join(records) + b"]"
@@ -191,13 +193,13 @@ async def test_a_closing_connection_that_takes_nothing_ends(serve: Serve) -> Non
         wire = await hub.connect(receive_buffer=2048)
         await wire.send(request("GET", f"{target}?offset=-1", {"Connection": "close"}))
         wires.append(wire)
-    await eventually(lambda: len(hub.server.connections) == 3)
+    await until(lambda: len(hub.server.connections) == 3)
     for wire in wires:
         connection = hub.connection_of(wire)
-        await eventually(partial(getattr, connection, "paused"))
+        await until(partial(getattr, connection, "paused"))
         connection.close()  # as after an answer whose bytes are still on their way
         assert connection.transport.get_write_buffer_size() > 0
-    await eventually(lambda: len(hub.server.connections) == 0)
+    await until(lambda: len(hub.server.connections) == 0)
 
 
 # -- cut, and seen to be cut
@@ -213,7 +215,7 @@ async def test_a_cut_answer_without_length_is_seen_to_be_cut(serve: Serve, how: 
     wire = await hub.connect(receive_buffer=4096)
     await wire.send(request("GET", target, version="1.0"))
     connection = hub.connection_of(wire)
-    await eventually(lambda: connection.paused)
+    await until(lambda: connection.paused)
     if how == "drain":
         await hub.server.drain(0)
     else:

@@ -9,9 +9,10 @@ import asyncio
 
 import pytest
 
-from tests.http.events import EventSource
-from tests.http.harness import TEXT, Serve, eventually
-from tests.http.wire import Wire, chunked, post, request
+from tests.support.events import EventSource
+from tests.support.server import TEXT, Serve
+from tests.support.waiting import until
+from tests.support.wire import Wire, chunked, post, request
 
 
 @pytest.mark.parametrize("how", ["whole", "in parts", "unfinished", "one field", "target", "behind another"])
@@ -84,7 +85,7 @@ async def test_connections_over_the_limit_are_refused(serve: Serve) -> None:
     for wire in wires:
         assert (await wire.ask("GET", "/healthz")).status == 200
     wires[0].close()
-    await eventually(lambda: len(hub.server.connections) == 2)
+    await until(lambda: len(hub.server.connections) == 2)
     assert (await (await hub.connect()).ask("GET", "/healthz")).status == 200
 
 
@@ -98,7 +99,7 @@ async def test_refused_connections_take_nobody_s_place(serve: Serve) -> None:
         await (await hub.connect()).response()
     before = len(hub.server.connections)
     wires[0].close()
-    await eventually(lambda: len(hub.server.connections) < before)
+    await until(lambda: len(hub.server.connections) < before)
     assert (await (await hub.connect()).ask("GET", "/healthz")).status == 200
 
 

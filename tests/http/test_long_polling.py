@@ -7,8 +7,9 @@ import json
 
 import pytest
 
-from tests.http.harness import JSON, TEXT, Running, Serve, eventually
-from tests.http.wire import Wire, post, request
+from tests.support.server import JSON, TEXT, Running, Serve
+from tests.support.waiting import until
+from tests.support.wire import Wire, post, request
 
 WAYS = [pytest.param({"Prefer": "wait=20"}, "", id="Prefer"), pytest.param({}, "&live=long-poll", id="live")]
 
@@ -18,7 +19,7 @@ async def _waiting(hub: Running, target: str, headers: dict[str, str], live: str
     offset = (await hub.ask("HEAD", target)).offset
     wire = await hub.connect()
     await wire.send(request("GET", f"{target}?offset={offset}{live}", headers))
-    await eventually(lambda: hub.waiters(target.removeprefix("/v1/stream/")) == 1)
+    await until(lambda: hub.waiters(target.removeprefix("/v1/stream/")) == 1)
     return wire, offset
 
 
@@ -131,7 +132,7 @@ async def test_many_who_wait_are_all_woken(memory: Running) -> None:
     wires = [await memory.connect() for _ in range(200)]
     for wire in wires:
         await wire.send(request("GET", f"{target}?offset=now", {"Prefer": "wait=20"}))
-    await eventually(lambda: memory.waiters("a") == 200)
+    await until(lambda: memory.waiters("a") == 200)
     await memory.append(target, b"two")
     assert {(await wire.response()).body for wire in wires} == {b"two"}
     assert memory.waiters("a") == 0

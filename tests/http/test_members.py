@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 import wayside
-from tests.clock import ManualClock
-from tests.http.harness import Gate, Running, eventually
+from tests.support.disk import Gate
+from tests.support.server import Running
+from tests.support.waiting import until
 from wayside import LeaseFenced, UnknownOutcome, sync
 from wayside.client.member import Pace
 from wayside.core.errors import Conflict, NotFound
 from wayside.hub import Hub
 from wayside.link.connection import Channels, WebSocket
 from wayside.link.frames import Settlement
+from wayside.testing import ManualClock
 
 
 @pytest.fixture
@@ -97,12 +99,12 @@ async def test_a_member_is_given_no_more_than_its_credit(disk: Running, client: 
     await client.publish("orders", *range(100))
     async with client.group("billing", "orders", credit=10) as group:
         state = disk.hub.groups.group("billing").journal.state
-        await eventually(lambda: group.held == 10)
+        await until(lambda: group.held == 10)
         await client.publish("orders", 100)
         await client.describe_group("billing")
         assert (state.in_flight, group.held) == (10, 10)
         await take(group, 5)
-        await eventually(lambda: group.held == 15)
+        await until(lambda: group.held == 15)
         assert state.in_flight == 15
 
 
@@ -357,7 +359,7 @@ async def test_an_ack_whose_answer_was_lost_is_said_again(disk: Running, client:
         acked = asyncio.ensure_future(delivery.ack().wait())
         await gate.reached()
         cut(disk)
-        await eventually(lambda: not client.channels.connected)
+        await until(lambda: not client.channels.connected)
         gate.open()
         await acked
     assert (await client.describe_group("billing"))["counts"]["acked"] == 1
@@ -375,7 +377,7 @@ async def test_a_transaction_whose_answer_was_lost_is_not_known(
         acked = asyncio.ensure_future(delivery.ack([("bills", 1)]).wait())
         await gate.reached()
         cut(disk)
-        await eventually(lambda: not client.channels.connected)
+        await until(lambda: not client.channels.connected)
         gate.open()
         with pytest.raises(UnknownOutcome, match="receipt"):
             await acked

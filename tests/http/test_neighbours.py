@@ -6,8 +6,10 @@ import json
 
 import pytest
 
-from tests.http.harness import BYTES, JSON, TEXT, Gate, Running, eventually
-from tests.http.wire import chunked, post, request
+from tests.support.disk import Gate
+from tests.support.server import BYTES, JSON, TEXT, Running
+from tests.support.waiting import until
+from tests.support.wire import chunked, post, request
 
 
 @pytest.mark.parametrize("how", ["reset", "close"])
@@ -22,11 +24,11 @@ async def test_a_publisher_that_goes_harms_no_other_of_its_commit(disk: Running,
     going, staying = await disk.connect(), await disk.connect()
     await going.send_apart(post(target, b"1", JSON))
     await staying.send_apart(post(target, b"2", JSON))
-    await eventually(lambda: len(disk.server.connections) == 3)
+    await until(lambda: len(disk.server.connections) == 3)
     before = len(disk.server.connections)
     if how == "reset":
         going.reset()
-        await eventually(lambda: len(disk.server.connections) == before - 1)
+        await until(lambda: len(disk.server.connections) == before - 1)
     else:
         going.close()
     gate.open()
@@ -48,7 +50,7 @@ async def test_many_that_go_in_the_middle_harm_nobody(disk: Running, gate: Gate)
     await disk.ask("GET", "/healthz")
     for wire in wires[::2]:
         wire.reset()
-    await eventually(lambda: len(disk.server.connections) == 50)
+    await until(lambda: len(disk.server.connections) == 50)
     gate.open()
     values = {}
     for number, wire in list(enumerate(wires))[1::2]:
@@ -81,7 +83,7 @@ async def test_half_a_body_appends_nothing(disk: Running, framing: str, how: str
     else:
         wire.half_close()
         assert b" 204 " not in await wire.rest()
-    await eventually(lambda: len(disk.server.connections) == 1)
+    await until(lambda: len(disk.server.connections) == 1)
     assert (await other.ask("GET", target)).body == b"whole"
 
 
@@ -94,7 +96,7 @@ async def test_requests_that_wait_behind_one_under_way_go_with_their_connection(
     await gate.reached()
     wire.reset()
     gate.open()
-    await eventually(lambda: len(disk.server.connections) == 0)
+    await until(lambda: len(disk.server.connections) == 0)
     stored = json.loads(await disk.body_of(target))
     assert stored == list(range(len(stored)))
     assert 1 <= len(stored) <= 10
@@ -106,9 +108,9 @@ async def test_a_long_poll_whose_client_goes_is_forgotten(memory: Running) -> No
     for how in ("reset", "reset", "reset"):
         wire = await memory.connect()
         await wire.send(request("GET", target, {"Prefer": "wait=20"}))
-        await eventually(lambda: memory.waiters("a") == 1)
+        await until(lambda: memory.waiters("a") == 1)
         getattr(wire, how)()
-        await eventually(lambda: memory.waiters("a") == 0)
+        await until(lambda: memory.waiters("a") == 0)
     await memory.append(target, b"one")
 
 
@@ -119,7 +121,7 @@ async def test_a_creation_whose_client_goes_is_whole(disk: Running, gate: Gate) 
     await wire.send(request("PUT", "/v1/stream/a", TEXT, b"first"))
     await gate.reached()
     wire.reset()
-    await eventually(lambda: len(disk.server.connections) == 0)
+    await until(lambda: len(disk.server.connections) == 0)
     gate.open()
     answer = await disk.ask("PUT", "/v1/stream/a", TEXT, b"first")
     assert answer.status == 200

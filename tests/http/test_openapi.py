@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import jsonschema_rs
 import msgspec
@@ -13,13 +14,15 @@ import pydantic
 import pytest
 from schemathesis.specs.openapi import definitions
 
-from tests.http.harness import JSON, TEXT, Running, eventually
-from tests.http.services import Size, greet, offer
-from tests.http.wire import request
+from tests.support.server import JSON, TEXT, Running
+from tests.support.services import Size, greet, offer
+from tests.support.waiting import until
+from tests.support.wire import request
 from wayside import Upload
 from wayside.calls.handler import Handler
 from wayside.calls.queue import ServiceSpec
 from wayside.client.worker import Remote
+from wayside.server.openapi.document import document as document_of
 
 Document = dict[str, Any]
 
@@ -299,12 +302,13 @@ async def test_what_has_one_name_and_is_not_one_stays_two(memory: Running) -> No
         assert not validator.is_valid({"centuries": 1}), name
 
 
-async def test_the_document_is_as_services_are_now(memory: Running) -> None:
+async def test_the_document_is_as_services_are_now(memory: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """A service that is declared later is in the document; while nothing is, it is not made again."""
+    make = Mock(wraps=document_of)
+    monkeypatch.setattr("wayside.server.http.metrics.document", make)
     first = await memory.ask("GET", "/openapi.json")
-    made = memory.hub.operations._openapi
     assert (await memory.ask("GET", "/openapi.json")).body == first.body
-    assert memory.hub.operations._openapi is made
+    assert make.call_count == 1
     offer(memory.hub)
     document = await _document(memory)
     assert "/v1/service/greet" in document["paths"]
@@ -322,7 +326,7 @@ async def test_services_of_workers_are_described_as_well_as_our_own(memory: Runn
     host, port = memory.server.address
     remote = Remote(f"http://{host}:{port}", handlers)
     await remote.start()
-    await eventually(lambda: "play" in memory.hub.calls.services)
+    await until(lambda: "play" in memory.hub.calls.services)
     theirs = await _document(memory)
     await remote.stop(0)
     assert await _document(memory) == theirs

@@ -9,28 +9,27 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.embedded import store_of
-from tests.http.events import EventSource
-from tests.http.harness import JSON, TEXT, Gate, Running, Serve, eventually
-from tests.http.services import offer
-from tests.http.wire import Response, request
+from tests.support.disk import Gate
+from tests.support.embedded import store_of
+from tests.support.events import EventSource
+from tests.support.server import JSON, TEXT, Running, Serve, problem_of
+from tests.support.services import offer
+from tests.support.waiting import until
+from tests.support.wire import Response, request
 from wayside.calls.call import AttemptOutcome
 
 # -- refusals
 
 
 def _problem(answer: Response) -> dict[str, Any]:
-    """The problem document of a refusal, which must be a whole one."""
-    assert answer["Content-Type"] == "application/problem+json"
+    """The problem document of a refusal, which must be a whole one, and kept by no cache."""
+    problem = problem_of(answer)
     assert answer["Cache-Control"] == "no-store"
-    problem: dict[str, Any] = json.loads(answer.body)
-    assert problem["status"] == answer.status
     assert problem["type"] == f"urn:wayside:problem:{problem['code']}"
     assert re.fullmatch("[a-z0-9-]+", problem["code"])
     assert problem["title"]
     assert len(problem["detail"]) > 20
     assert isinstance(problem["retry"], bool)
-    assert problem["request_id"] == answer["X-Request-Id"]
     return problem
 
 
@@ -158,7 +157,7 @@ async def test_the_figures_move_with_what_happens(disk: Running) -> None:
     source = await EventSource.open(await disk.connect(), target)
     await source.take(6)
     await disk.ask("GET", "/v1/stream/none")
-    await eventually(lambda: disk.followers("sse") == 1)
+    await until(lambda: disk.followers("sse") == 1)
     after = await _figures(disk)
 
     def moved(name: str) -> float:
@@ -237,7 +236,7 @@ async def test_calls_are_counted(memory: Running) -> None:
     assert figures["wayside_fenced_total"] == 1
     await memory.ask("DELETE", urls[2])
     holder.let_go()
-    await eventually(lambda: not memory.hub.calls.ledger.open)
+    await until(lambda: not memory.hub.calls.ledger.open)
     figures = await _figures(memory)
     assert figures["wayside_calls_total{narrow}{cancelled}"] == 1
     assert figures["wayside_calls_total{narrow}{done}"] == 2
@@ -252,5 +251,5 @@ async def test_refused_connections_are_counted(serve: Serve) -> None:
     assert (await extra.response()).status == 503
     extra.close()
     wires[1].close()
-    await eventually(lambda: len(hub.server.connections) == 1)
+    await until(lambda: len(hub.server.connections) == 1)
     assert (await _figures(hub))["wayside_responses_total{5xx}"] == 1

@@ -6,8 +6,10 @@ import asyncio
 
 import pytest
 
-from tests.http.harness import BYTES, TEXT, Gate, Running, Serve, eventually
-from tests.http.wire import Response, Wire, chunked, post, request
+from tests.support.disk import Gate
+from tests.support.server import BYTES, TEXT, Running, Serve
+from tests.support.waiting import until
+from tests.support.wire import Response, Wire, chunked, post, request
 
 
 def position(answer: Response) -> int:
@@ -62,7 +64,7 @@ async def test_a_long_poll_in_the_middle_holds_up_what_follows(memory: Running) 
         + request("GET", "/v1/stream/b")
     )
     assert (await wire.response()).status == 204
-    await eventually(lambda: memory.waiters("a") == 1)
+    await until(lambda: memory.waiters("a") == 1)
     assert await memory.body_of("/v1/stream/b") == b"before,"
     assert wire.is_quiet()
     await memory.append("/v1/stream/a", b"woken")
@@ -341,9 +343,9 @@ async def test_a_known_head_means_the_same_on_every_connection(memory: Running) 
     wires: list[Wire] = [await memory.connect() for _ in range(5)]
     for wire in wires:
         await wire.send(poll)
-    await eventually(lambda: memory.waiters("a") == 5)
+    await until(lambda: memory.waiters("a") == 5)
     wires[0].reset()
-    await eventually(lambda: memory.waiters("a") == 4)
+    await until(lambda: memory.waiters("a") == 4)
     await memory.append(target, b"woken")
     for wire in wires[1:]:
         assert (await wire.response()).body == b"woken"

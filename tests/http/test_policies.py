@@ -12,9 +12,10 @@ from websockets.asyncio.client import connect as connect_websocket
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from tests.http.events import EventParser, EventSource
-from tests.http.harness import BYTES, JSON, TEXT, Running, eventually
-from tests.http.wire import PATIENCE_S, Wire, request
+from tests.support.events import EventParser, EventSource
+from tests.support.server import BYTES, JSON, TEXT, Running
+from tests.support.waiting import PATIENCE_S, until
+from tests.support.wire import Wire, request
 from wayside import Record, connect
 from wayside.cli.rest import HubError, RestClient
 from wayside.client.client import PolicyName
@@ -29,7 +30,7 @@ async def _stalled(hub: Running, target: str) -> tuple[Wire, Any]:
     """A follower with small buffers that reads nothing, and the server's side of its connection."""
     wire = await hub.connect(receive_buffer=4096)
     await wire.send(request("GET", target, EVENTS))
-    await eventually(lambda: hub.followers("sse") == 1)
+    await until(lambda: hub.followers("sse") == 1)
     connection = hub.connection_of(wire)
     connection.transport.get_extra_info("socket").setsockopt(1, 7, 4096)  # SOL_SOCKET, SO_SNDBUF
     return wire, connection
@@ -123,7 +124,7 @@ async def test_a_long_poll_that_waits_conflates_what_comes(memory: Running) -> N
     target = await memory.create("a", JSON)
     wire = await memory.connect()
     await wire.send(request("GET", f"{target}?policy=conflate", {"Prefer": "wait=30"}))
-    await eventually(lambda: memory.waiters("a") == 1)
+    await until(lambda: memory.waiters("a") == 1)
     await memory.append(target, b"[1,2,3]", JSON)
     assert (await wire.response()).body == b"[3]"
 
@@ -131,8 +132,7 @@ async def test_a_long_poll_that_waits_conflates_what_comes(memory: Running) -> N
 async def test_credit_over_a_websocket_is_spent_on_what_is_sent(memory: Running) -> None:
     """With ``wayside.v1`` a reader without credit misses what a slow one does."""
     target = await memory.create("a", JSON, b"[1,2,3]")
-    host, port = memory.server.address
-    url = f"ws://{host}:{port}{target}?policy=conflate"
+    url = memory.websocket_url(f"{target}?policy=conflate")
     async with connect_websocket(url, subprotocols=[Subprotocol("wayside.v1")]) as socket:
         await memory.append(target, b"[4,5]", JSON)
         await socket.send('{"credit": 2}')
@@ -176,7 +176,7 @@ async def test_a_reader_that_lags_is_ended_with_where_to_resume(memory: Running)
     target = await memory.create("a", JSON)
     wire, _ = await _stalled(memory, f"{target}?policy=disconnect&lag=5")
     await _flood(memory, target, ALL)
-    await eventually(lambda: memory.followers("sse") == 0)
+    await until(lambda: memory.followers("sse") == 0)
     assert (await wire.head()).status == 200
     parser = EventParser()
     while data := await wire.chunk():
@@ -193,19 +193,18 @@ async def test_a_reader_that_lags_is_ended_with_where_to_resume(memory: Running)
 async def test_a_push_that_lags_is_closed_with_where_to_resume(memory: Running, enveloped: bool) -> None:
     """A WebSocket is closed with 4408; with ``wayside.v1`` a message says the same before."""
     target = await memory.create("a", JSON)
-    host, port = memory.server.address
-    url = f"ws://{host}:{port}{target}?policy=disconnect&lag=2"
+    url = memory.websocket_url(f"{target}?policy=disconnect&lag=2")
     protocols = [Subprotocol("wayside.v1")] if enveloped else None
     messages = []
     wire = await memory.connect(receive_buffer=4096)
     made = connect_websocket(url, subprotocols=protocols, max_queue=1, sock=wire.socket)
     async with made as socket, asyncio.timeout(PATIENCE_S):
-        await eventually(lambda: memory.followers("push") == 1)
+        await until(lambda: memory.followers("push") == 1)
         transport = memory.connection_of(wire).transport
         transport.get_extra_info("socket").setsockopt(1, 7, 4096)  # SOL_SOCKET, SO_SNDBUF
         if enveloped:
             await socket.send('{"credit": 1}')
-            await eventually(lambda: next(iter(memory.hub.log.find("a").cohorts.values()), None) is not None)
+            await until(lambda: next(iter(memory.hub.log.find("a").cohorts.values()), None) is not None)
             await memory.append(target, b"[1,2,3,4]", JSON)
         else:
             await _flood(memory, target, 2 * ALL)
@@ -266,8 +265,7 @@ async def test_the_python_client_reads_with_a_policy(memory: Running) -> None:
     """Over ``/v1/connect``, across the newest of each key; and in the hub's own process."""
     target = await memory.create("a", JSON, b'[{"k":1},{"k":2},{"k":1,"n":2}]')
     await memory.ask("POST", target, {"Stream-Closed": "true"})
-    host, port = memory.server.address
-    async with connect(f"http://{host}:{port}") as client:
+    async with connect(memory.url) as client:
         remote = [record async for record in client.read("a", policy="conflate", key="k")]
     local = [record async for record in memory.hub.read("a", policy="conflate", key="k")]
     assert [record.json() for record in remote] == [{"k": 2}, {"k": 1, "n": 2}]
@@ -277,11 +275,10 @@ async def test_the_python_client_reads_with_a_policy(memory: Running) -> None:
 async def test_the_python_client_is_told_that_it_lagged(memory: Running) -> None:
     """``Lagged`` says where to read on."""
     await memory.create("a", JSON)
-    host, port = memory.server.address
-    async with connect(f"http://{host}:{port}") as client:
+    async with connect(memory.url) as client:
         reader = client.read("a", policy="disconnect", lag=10)
         first = asyncio.ensure_future(anext(reader))
-        await eventually(lambda: memory.followers("multiplexing") == 1)
+        await until(lambda: memory.followers("multiplexing") == 1)
         await memory.hub.publish("a", 1)
         assert (await first).json() == 1
         await memory.hub.publish("a", *range(10_000))  # more than the credit that the client has granted
@@ -295,8 +292,7 @@ async def test_the_python_client_is_told_that_it_lagged(memory: Running) -> None
 async def test_the_python_client_is_refused_what_makes_no_sense(memory: Running, policy: PolicyName, code: str) -> None:
     """With the codes of HTTP."""
     await memory.create("a", TEXT, b"1")
-    host, port = memory.server.address
-    async with connect(f"http://{host}:{port}") as client:
+    async with connect(memory.url) as client:
         with pytest.raises(Exception) as refused:
             await anext(client.read("a", policy=policy, key="k", lag=1 if policy == "sample" else 0))
     assert getattr(refused.value, "code", None) == code
@@ -307,10 +303,9 @@ async def test_the_command_line_reads_with_a_policy(memory: Running, via: str) -
     """By each way; and one that lagged is told so."""
     target = await memory.create("a", JSON, b"[1,2,3]")
     await memory.ask("POST", target, {"Stream-Closed": "true"})
-    host, port = memory.server.address
 
     def read(parameters: dict[str, str]) -> list[bytes]:
-        client = RestClient(f"http://{host}:{port}")
+        client = RestClient(memory.url)
         try:
             return [data for _, data in client.follow("a", via, "-1", parameters=parameters)]
         finally:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from tests.http.harness import BYTES, JSON, TEXT, Running, Serve
-from tests.http.wire import request
+from tests.support.server import BYTES, JSON, TEXT, Running, Serve
+from tests.support.wire import request
 
 
 async def test_a_reader_resumes_where_it_stopped(memory: Running) -> None:
@@ -137,6 +137,7 @@ async def test_the_end_of_a_closed_stream_is_said(memory: Running) -> None:
         assert (json.loads(answer.body), answer["Stream-Closed"]) == (expected, "true")
     refused = await wire.ask("POST", target, JSON, b"4")
     assert (refused.status, refused["Stream-Closed"], refused.offset) == (409, "true", closed.offset)
+    assert json.loads(refused.body)["code"] == "stream-closed"
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,16 @@ import pytest
 from click.testing import CliRunner
 from websockets.asyncio.client import connect as connect_websocket
 
-from tests.clock import START_MS, ManualClock
-from tests.http.events import EventSource
-from tests.http.harness import JSON, Running, eventually
-from tests.http.wire import request
+from tests.support.events import EventSource
+from tests.support.server import JSON, Running
+from tests.support.waiting import until
+from tests.support.wire import request
 from wayside import Limits, connect
 from wayside.cli.main import cli
 from wayside.core.errors import BadRequest
 from wayside.core.records import Durability
 from wayside.hub import Hub
+from wayside.testing import START_MS, ManualClock
 
 LEASE_S = 30.0
 
@@ -62,7 +63,7 @@ class Room:
         """The client goes, and the hub has noticed."""
         before = self.running.followers("sse")
         source.wire.close()
-        await eventually(lambda: self.running.followers("sse") == before - 1)
+        await until(lambda: self.running.followers("sse") == before - 1)
 
 
 async def _room(limits: Limits) -> AsyncIterator[Room]:
@@ -126,7 +127,7 @@ async def test_one_who_waits_in_a_long_poll_is_connected(room: Room) -> None:
     offset = (await room.running.ask("GET", room.target)).offset
     wire = await room.running.connect()
     await wire.send(request("GET", f"{room.target}?offset={offset}", {"Prefer": "wait=60", "Wayside-Member": "bob"}))
-    await eventually(lambda: room.running.waiters("room") == 1)
+    await until(lambda: room.running.waiters("room") == 1)
     room.pass_(3 * LEASE_S)
     assert await room.here() == {"bob": ["long-polling"]}
     await room.running.append(room.target, b"2", JSON)
@@ -149,7 +150,7 @@ async def test_several_connections_of_one_member_count_once(room: Room) -> None:
         await room.quits(second)
         room.pass_(2 * LEASE_S)
         assert await room.here() == {"ann": ["push"]}
-    await eventually(lambda: room.running.followers("push") == 0)
+    await until(lambda: room.running.followers("push") == 0)
     room.pass_(LEASE_S)
     assert await room.told() == [("join", "ann"), ("leave", "ann")]
 
@@ -185,7 +186,7 @@ async def test_joins_and_leaves_are_read_in_every_way(room: Room) -> None:
     offset = json.loads((await room.running.ask("GET", room.presence)).body)["offset"]
     wire = await room.running.connect()
     await wire.send(request("GET", f"{room.presence}?offset={offset}", {"Prefer": "wait=20"}))
-    await eventually(lambda: room.running.waiters("__presence/room") == 1)
+    await until(lambda: room.running.waiters("__presence/room") == 1)
     host, port = room.running.server.address
     async with connect_websocket(f"ws://{host}:{port}{room.presence}") as socket:
         await room.poll("ann")
@@ -291,7 +292,7 @@ async def test_the_python_client_is_a_member_and_tells_who_is(room: Room) -> Non
         first: Any = await anext(client.presence_events("room"))
         assert first.member == "ann"
         await reader.aclose()  # type: ignore[attr-defined]
-        await eventually(lambda: room.running.hub.present.connections == 0)
+        await until(lambda: room.running.hub.present.connections == 0)
         room.pass_(LEASE_S)
         assert {(await anext(events)).member, (await anext(events)).member} == {"ann", "bob"}
 

@@ -12,7 +12,8 @@ import pytest
 from websockets.asyncio.client import connect
 
 import wayside
-from tests.http.harness import BYTES, JSON, TEXT, Running, Serve, eventually
+from tests.support.server import BYTES, JSON, TEXT, Running, Serve
+from tests.support.waiting import until
 from wayside import Publication, Published
 from wayside.core.errors import BadRequest, NotFound, TooLarge
 from wayside.hub import Hub
@@ -60,7 +61,7 @@ async def test_details_of_what_is_not_json(memory: Running) -> None:
     wire = await memory.connect()
     waiting = wire.ask("GET", f"{text}?offset=now", DETAILS | {"Prefer": "wait=30"})
     answered = asyncio.ensure_future(waiting)
-    await eventually(lambda: memory.waiters("t") == 1)
+    await until(lambda: memory.waiters("t") == 1)
     await memory.append(text, "\u00e4\n".encode(), TEXT)
     await memory.append(binary, b"\xff\x00", BYTES)
     assert [record["data"] for record in json.loads((await answered).body)] == ["\u00e4\n"]
@@ -172,7 +173,7 @@ async def test_expired_records_are_given_to_nobody() -> None:
             assert (
                 json.dumps([r["data"] for r in await details(hub, target)], separators=(",", ":")).encode() == expected
             )
-            async with wayside.connect(f"http://{hub.server.address[0]}:{hub.server.address[1]}") as client:
+            async with wayside.connect(hub.url) as client:
                 assert [r.json() async for r in client.read("s", follow=False)] == json.loads(expected)
             assert [r.json() async for r in test.hub.read("s", follow=False)] == json.loads(expected)
             await test.advance(5)
@@ -239,7 +240,7 @@ async def test_records_of_one_publisher_stay_in_order(serve: Serve) -> None:
     """Those with an id, those without, batches and single ones, one after another on one connection without waiting."""
     hub = await serve(disk=True)
     await hub.create("s", JSON)
-    async with wayside.connect(f"http://{hub.server.address[0]}:{hub.server.address[1]}") as client:
+    async with wayside.connect(hub.url) as client:
         sent: list[Any] = []
         for number in range(0, 40, 4):
             sent.append(client.publish("s", number, id=f"i-{number}"))
@@ -257,7 +258,7 @@ async def test_push_in_envelopes_says_it_too(serve: Serve) -> None:
     target = await hub.create("s", JSON)
     await hub.append(target, b"1", JSON)
     await hub.append(target, b"2", JSON | {"Wayside-Key": "k", "Wayside-Header-A": "b"})
-    url = f"ws://{hub.server.address[0]}:{hub.server.address[1]}{target}"
+    url = hub.websocket_url(target)
     async with connect(url, subprotocols=["wayside.v1"]) as socket:  # type: ignore[list-item]
         await socket.send('{"credit":2}')
         messages = [json.loads(await socket.recv()) for _ in range(2)]

@@ -9,7 +9,6 @@ import contextlib
 import json
 import secrets
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
@@ -17,30 +16,12 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Close, Frame, Opcode
 from websockets.typing import Subprotocol
 
-from tests.http.harness import BYTES, JSON, TEXT, Running, Serve, eventually
-from tests.http.wire import PATIENCE_S, Response, Wire, request
+from tests.support.server import BYTES, JSON, TEXT, Running, Serve
+from tests.support.waiting import PATIENCE_S, until
+from tests.support.websocket import receive, receive_rest
+from tests.support.wire import Response, Wire, request
 
 V1 = Subprotocol("wayside.v1")
-
-
-def _url(hub: Running, target: str) -> str:
-    host, port = hub.server.address
-    return f"ws://{host}:{port}{target}"
-
-
-async def _receive(socket: ClientConnection, count: int) -> list[Any]:
-    async with asyncio.timeout(PATIENCE_S):
-        return [await socket.recv() for _ in range(count)]
-
-
-async def _until_closed(socket: ClientConnection) -> list[Any]:
-    messages = []
-    async with asyncio.timeout(PATIENCE_S):
-        try:
-            while True:
-                messages.append(await socket.recv())
-        except ConnectionClosed:
-            return messages
 
 
 async def _is_silent(hub: Running, socket: ClientConnection) -> bool:
@@ -62,17 +43,17 @@ async def _is_silent(hub: Running, socket: ClientConnection) -> bool:
 async def test_a_bare_client_gets_each_record_as_a_message(memory: Running) -> None:
     """Without a subprotocol history and news come as they are, one text message for each record."""
     target = await memory.create("a", JSON, b'[{"n": 1},2]')
-    async with connect(_url(memory, target)) as socket:
+    async with connect(memory.websocket_url(target)) as socket:
         assert socket.subprotocol is None
-        assert await _receive(socket, 2) == ['{"n": 1}', "2"]
+        assert await receive(socket, 2) == ['{"n": 1}', "2"]
         await memory.append(target, b"[3,4]", JSON)
-        assert await _receive(socket, 2) == ["3", "4"]
+        assert await receive(socket, 2) == ["3", "4"]
 
 
 async def test_bytes_are_binary_messages(memory: Running) -> None:
     """Records of a stream of bytes are binary messages."""
     target = await memory.create("a", BYTES, b"\x00\xff")
-    async with connect(_url(memory, target)) as socket:
+    async with connect(memory.websocket_url(target)) as socket:
         assert await socket.recv() == b"\x00\xff"
 
 
@@ -83,10 +64,10 @@ async def test_text_that_is_not_utf_8_does_not_break_the_connection(memory: Runn
     for record in (b"caf\xe9", b"end"):
         await memory.append(target, record, {"Content-Type": "text/plain; charset=iso-8859-1"})
     for offered in (None, [V1]):
-        async with connect(_url(memory, target), subprotocols=offered) as socket:
+        async with connect(memory.websocket_url(target), subprotocols=offered) as socket:
             if offered:
                 await socket.send('{"credit": 5}')
-            first, second = await _receive(socket, 2)
+            first, second = await receive(socket, 2)
             if offered:
                 envelope = json.loads(first)
                 assert (envelope["encoding"], base64.b64decode(envelope["data"])) == ("base64", b"caf\xe9")
@@ -99,10 +80,10 @@ async def test_a_cursor_says_where_to_begin(memory: Running) -> None:
     """The parameter offset begins a push as it does any read: at an offset, at the start, or now."""
     target = await memory.create("a", JSON, b"[1,2,3]")
     stem = (await memory.ask("GET", target)).offset.partition("_")[0]
-    async with connect(_url(memory, f"{target}?offset={stem}_0000000000000002")) as socket:
+    async with connect(memory.websocket_url(f"{target}?offset={stem}_0000000000000002")) as socket:
         assert await socket.recv() == "3"
-    async with connect(_url(memory, f"{target}?offset=now")) as socket:
-        await eventually(lambda: memory.followers("push") >= 1)
+    async with connect(memory.websocket_url(f"{target}?offset=now")) as socket:
+        await until(lambda: memory.followers("push") >= 1)
         await memory.append(target, b"4", JSON)
         assert await socket.recv() == "4"
 
@@ -127,30 +108,30 @@ async def test_a_handshake_may_be_refused(memory: Running, query: str, headers: 
     assert (await wire.ask("GET", "/healthz")).status == 200
     if status != 400:
         with pytest.raises(InvalidStatus) as refused:
-            await connect(_url(memory, query))
+            await connect(memory.websocket_url(query))
         assert refused.value.response.status_code == status
 
 
 async def test_a_stream_that_closes_closes_the_socket(memory: Running) -> None:
     """At the end of the stream a push is closed with 1000 and the offset of the end, after the last record."""
     target = await memory.create("a", TEXT, b"one")
-    async with connect(_url(memory, target)) as live:
+    async with connect(memory.websocket_url(target)) as live:
         assert await live.recv() == "one"
         closed = await memory.ask("POST", target, {**TEXT, "Stream-Closed": "true"}, b"two")
-        assert await _until_closed(live) == ["two"]
+        assert await receive_rest(live) == ["two"]
         assert (live.close_code, live.close_reason) == (1000, f"closed at={closed.offset}")
-    async with connect(_url(memory, target)) as late:
-        assert await _until_closed(late) == ["one", "two"]
+    async with connect(memory.websocket_url(target)) as late:
+        assert await receive_rest(late) == ["one", "two"]
         assert (late.close_code, late.close_reason) == (1000, f"closed at={closed.offset}")
 
 
 async def test_a_stream_that_is_deleted_closes_the_socket(memory: Running) -> None:
     """A push of a stream that is deleted is closed with 4404."""
     target = await memory.create("a", TEXT, b"one")
-    async with connect(_url(memory, target)) as socket:
+    async with connect(memory.websocket_url(target)) as socket:
         await socket.recv()
         await memory.ask("DELETE", target)
-        assert await _until_closed(socket) == []
+        assert await receive_rest(socket) == []
         assert (socket.close_code, socket.close_reason) == (4404, "deleted")
 
 
@@ -164,10 +145,10 @@ async def _credit(socket: ClientConnection, number: int) -> None:
 async def test_envelopes_carry_the_offset_after_each_record(memory: Running) -> None:
     """``wayside.v1`` sends each record with its offset, from which a read goes on."""
     target = await memory.create("a", JSON, b'[{"n":1},"two",null]')
-    async with connect(_url(memory, target), subprotocols=[Subprotocol("other"), V1]) as socket:
+    async with connect(memory.websocket_url(target), subprotocols=[Subprotocol("other"), V1]) as socket:
         assert socket.subprotocol == V1
         await _credit(socket, 10)
-        envelopes = [json.loads(message) for message in await _receive(socket, 3)]
+        envelopes = [json.loads(message) for message in await receive(socket, 3)]
     assert [e["data"] for e in envelopes] == [{"n": 1}, "two", None]
     for number, envelope in enumerate(envelopes):
         rest = await memory.ask("GET", f"{target}?offset={envelope['offset']}")
@@ -178,10 +159,10 @@ async def test_envelopes_of_text_and_bytes(memory: Running) -> None:
     """Text comes as a JSON string, bytes as base64 that the envelope says."""
     texts = await memory.create("a", TEXT, 'x"\n\u20ac\x01'.encode())
     data = await memory.create("b", BYTES, b"\x00\xff")
-    async with connect(_url(memory, texts), subprotocols=[V1]) as socket:
+    async with connect(memory.websocket_url(texts), subprotocols=[V1]) as socket:
         await _credit(socket, 1)
         assert json.loads(await socket.recv())["data"] == 'x"\n\u20ac\x01'
-    async with connect(_url(memory, data), subprotocols=[V1]) as socket:
+    async with connect(memory.websocket_url(data), subprotocols=[V1]) as socket:
         await _credit(socket, 1)
         envelope = json.loads(await socket.recv())
         assert (envelope["encoding"], base64.b64decode(envelope["data"])) == ("base64", b"\x00\xff")
@@ -190,43 +171,43 @@ async def test_envelopes_of_text_and_bytes(memory: Running) -> None:
 async def test_nothing_is_sent_without_credit(memory: Running) -> None:
     """A client gets as many records as it has granted, of history and of news, and no more until it grants more."""
     target = await memory.create("a", JSON, b"[0,1,2,3,4]")
-    async with connect(_url(memory, target), subprotocols=[V1]) as socket:
+    async with connect(memory.websocket_url(target), subprotocols=[V1]) as socket:
         assert await _is_silent(memory, socket)
         expected = 0
         for grant in (1, 2, 1):
             await _credit(socket, grant)
-            for message in await _receive(socket, grant):
+            for message in await receive(socket, grant):
                 assert json.loads(message)["data"] == expected
                 expected += 1
             assert await _is_silent(memory, socket)
         await _credit(socket, 3)
-        assert [json.loads(m)["data"] for m in await _receive(socket, 1)] == [4]
+        assert [json.loads(m)["data"] for m in await receive(socket, 1)] == [4]
         await memory.append(target, b"[5,6,7,8]", JSON)
-        assert [json.loads(m)["data"] for m in await _receive(socket, 2)] == [5, 6]
+        assert [json.loads(m)["data"] for m in await receive(socket, 2)] == [5, 6]
         assert await _is_silent(memory, socket)
         await memory.append(target, b"9", JSON)
         assert await _is_silent(memory, socket)
         await _credit(socket, 100)
-        assert [json.loads(m)["data"] for m in await _receive(socket, 3)] == [7, 8, 9]
+        assert [json.loads(m)["data"] for m in await receive(socket, 3)] == [7, 8, 9]
         await memory.append(target, b"[10]", JSON)
-        assert [json.loads(m)["data"] for m in await _receive(socket, 1)] == [10]
+        assert [json.loads(m)["data"] for m in await receive(socket, 1)] == [10]
 
 
 async def test_a_client_without_credit_holds_up_nobody(memory: Running) -> None:
     """Clients with different credit at one stream each get what is theirs, once, in order."""
     target = await memory.create("a", JSON)
-    sockets = [await connect(_url(memory, target), subprotocols=[V1]) for _ in range(4)]
+    sockets = [await connect(memory.websocket_url(target), subprotocols=[V1]) for _ in range(4)]
     for grant, socket in zip((0, 7, 50, 1000), sockets, strict=True):
         if grant:
             await _credit(socket, grant)
     for number in range(100):
         await memory.append(target, b"%d" % number, JSON)
     for grant, socket in zip((0, 7, 50, 100), sockets, strict=True):
-        assert [json.loads(m)["data"] for m in await _receive(socket, grant)] == list(range(grant))
+        assert [json.loads(m)["data"] for m in await receive(socket, grant)] == list(range(grant))
         assert await _is_silent(memory, socket)
     for grant, socket in zip((0, 7, 50), sockets, strict=False):
         await _credit(socket, 1000)
-        assert [json.loads(m)["data"] for m in await _receive(socket, 100 - grant)] == list(range(grant, 100))
+        assert [json.loads(m)["data"] for m in await receive(socket, 100 - grant)] == list(range(grant, 100))
     for socket in sockets:
         await socket.close()
 
@@ -240,13 +221,16 @@ async def test_a_client_without_credit_holds_up_nobody(memory: Running) -> None:
 async def test_bad_credit_closes_the_socket(memory: Running, message: str) -> None:
     """A message that grants no credit closes the socket with 1008 and says what to send; others go on."""
     target = await memory.create("a", JSON, b"[1]")
-    async with connect(_url(memory, target)) as other, connect(_url(memory, target), subprotocols=[V1]) as socket:
+    async with (
+        connect(memory.websocket_url(target)) as other,
+        connect(memory.websocket_url(target), subprotocols=[V1]) as socket,
+    ):
         assert await other.recv() == "1"
         await socket.send(message)
-        assert await _until_closed(socket) == []
+        assert await receive_rest(socket) == []
         assert socket.close_code == 1008
         assert "credit" in (socket.close_reason or "")
-        await eventually(lambda: memory.followers("push") == 1)
+        await until(lambda: memory.followers("push") == 1)
         await memory.append(target, b"2", JSON)
         assert await other.recv() == "2"
 
@@ -255,18 +239,18 @@ async def test_the_end_is_told_without_credit(memory: Running) -> None:
     """A client that has read everything and has no credit left is told the end; one that has not read it is not."""
     target = await memory.create("a", JSON, b"[1]")
     async with (
-        connect(_url(memory, target), subprotocols=[V1]) as done,
-        connect(_url(memory, target), subprotocols=[V1]) as behind,
+        connect(memory.websocket_url(target), subprotocols=[V1]) as done,
+        connect(memory.websocket_url(target), subprotocols=[V1]) as behind,
     ):
         await _credit(done, 1)
-        await _receive(done, 1)
+        await receive(done, 1)
         closed = await memory.ask("POST", target, {"Stream-Closed": "true"}, b"")
-        (said,) = await _until_closed(done)
+        (said,) = await receive_rest(done)
         assert json.loads(said) == {"closed": True, "offset": closed.offset}
         assert done.close_code == 1000
         assert await _is_silent(memory, behind)
         await _credit(behind, 1)
-        last, said = await _until_closed(behind)
+        last, said = await receive_rest(behind)
         assert json.loads(last)["data"] == 1
         assert json.loads(said) == {"closed": True, "offset": closed.offset}
 
@@ -277,12 +261,12 @@ async def test_the_end_is_told_without_credit(memory: Running) -> None:
 async def test_pings_are_answered(memory: Running) -> None:
     """A ping is answered with its payload, in the middle of records too."""
     target = await memory.create("a", JSON, b"[1]")
-    async with connect(_url(memory, target)) as socket:
+    async with connect(memory.websocket_url(target)) as socket:
         async with asyncio.timeout(PATIENCE_S):
             await (await socket.ping(b"one"))
             await memory.append(target, b"[2]", JSON)
             await (await socket.ping(b"x" * 125))
-        assert await _receive(socket, 2) == ["1", "2"]
+        assert await receive(socket, 2) == ["1", "2"]
 
 
 async def test_silence_is_broken_by_pings(serve: Serve) -> None:
@@ -306,10 +290,10 @@ async def test_a_message_may_come_in_fragments(memory: Running) -> None:
             yield piece
             await (await socket.ping())
 
-    async with connect(_url(memory, target), subprotocols=[V1]) as socket:
+    async with connect(memory.websocket_url(target), subprotocols=[V1]) as socket:
         async with asyncio.timeout(PATIENCE_S):
             await socket.send(pieces(socket))
-        assert [json.loads(m)["data"] for m in await _receive(socket, 2)] == [1, 2]
+        assert [json.loads(m)["data"] for m in await receive(socket, 2)] == [1, 2]
         assert await _is_silent(memory, socket)
 
 
@@ -319,7 +303,7 @@ async def test_a_binary_message_is_no_credit(memory: Running, fragments: int) ->
     target = await memory.create("a", JSON, b"[1,2,3]")
     grant = b'{"credit": 1}'
     pieces = {1: [grant], 2: [b"", grant], 3: [b"", grant, b""]}[fragments]
-    async with connect(_url(memory, target), subprotocols=[V1]) as socket:
+    async with connect(memory.websocket_url(target), subprotocols=[V1]) as socket:
         await socket.send(iter(pieces) if fragments > 1 else grant)
         try:
             assert await _is_silent(memory, socket)
@@ -327,14 +311,14 @@ async def test_a_binary_message_is_no_credit(memory: Running, fragments: int) ->
             assert socket.close_code in (1003, 1008)
             return
         await _credit(socket, 1)
-        assert [json.loads(m)["data"] for m in await _receive(socket, 1)] == [1]
+        assert [json.loads(m)["data"] for m in await receive(socket, 1)] == [1]
         assert await _is_silent(memory, socket)
 
 
 async def test_bare_clients_may_say_what_they_like(memory: Running) -> None:
     """Messages of a client without a subprotocol are ignored, text, binary, and in fragments."""
     target = await memory.create("a", JSON, b"[1]")
-    async with connect(_url(memory, target)) as socket:
+    async with connect(memory.websocket_url(target)) as socket:
         await socket.send("hello")
         await socket.send(b"\xff\xfe")
         await socket.send(iter(["a", "b"]))
@@ -348,12 +332,12 @@ async def test_bare_clients_may_say_what_they_like(memory: Running) -> None:
 async def test_a_client_may_close(memory: Running, code: int, reason: str) -> None:
     """The hub answers a client's close with the same code, and forgets the follower."""
     target = await memory.create("a", JSON, b"[1]")
-    socket = await connect(_url(memory, target))
+    socket = await connect(memory.websocket_url(target))
     assert await socket.recv() == "1"
     await socket.close(code, reason)
     assert socket.protocol.close_rcvd is not None
     assert socket.protocol.close_rcvd.code == code
-    await eventually(lambda: memory.followers("push") == 0 and not memory.server.connections)
+    await until(lambda: memory.followers("push") == 0 and not memory.server.connections)
     await memory.append(target, b"2", JSON)
 
 
@@ -362,9 +346,9 @@ async def test_a_client_that_vanishes_is_forgotten(memory: Running) -> None:
     target = await memory.create("a", JSON, b"[1]")
     wire = await memory.connect()
     await _handshake(wire, target)
-    await eventually(lambda: memory.followers("push") == 1)
+    await until(lambda: memory.followers("push") == 1)
     wire.reset()
-    await eventually(lambda: memory.followers("push") == 0)
+    await until(lambda: memory.followers("push") == 0)
 
 
 # -- what a good client never does
@@ -415,7 +399,7 @@ async def test_a_broken_frame_closes_the_socket(memory: Running, data: bytes, co
     assert await wire.exactly(3) == b"\x81\x011"
     await wire.send(data)
     await _closes_with(wire, code)
-    await eventually(lambda: memory.followers("push") == 0)
+    await until(lambda: memory.followers("push") == 0)
     await memory.append(target, b"2", JSON)
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.http.harness import Running
-from tests.http.wire import chunked, post, request
+from tests.support.server import Running
+from tests.support.wire import chunked, post, request
 
 TARGET = "/v1/stream/victim"
 SMUGGLED = post(TARGET, b"smuggled")

@@ -7,9 +7,10 @@ import json
 
 import pytest
 
-from tests.http.events import Event, EventSource
-from tests.http.harness import BYTES, JSON, TEXT, Running, Serve, eventually
-from tests.http.wire import request
+from tests.support.events import Event, EventSource
+from tests.support.server import BYTES, JSON, TEXT, Running, Serve
+from tests.support.waiting import until
+from tests.support.wire import request
 
 EVENTS = {"Accept": "text/event-stream"}
 
@@ -59,7 +60,7 @@ async def test_now_begins_with_the_next_record(memory: Running) -> None:
     """From ``offset=now`` only later records are events."""
     target = await memory.create("a", TEXT, b"before")
     source = await _open(memory, f"{target}?offset=now")
-    await eventually(lambda: memory.followers("sse") == 1)
+    await until(lambda: memory.followers("sse") == 1)
     await memory.append(target, b"after")
     assert (await source.next()).data == "after"
 
@@ -148,10 +149,10 @@ async def test_a_follower_is_counted_while_it_is_there(memory: Running) -> None:
     """A reader of events is a follower until its connection goes."""
     target = await memory.create("a", TEXT, b"one")
     sources = [await _open(memory, target) for _ in range(3)]
-    await eventually(lambda: memory.followers("sse") == 3)
+    await until(lambda: memory.followers("sse") == 3)
     sources[0].wire.close()
     sources[1].wire.reset()
-    await eventually(lambda: memory.followers("sse") == 1)
+    await until(lambda: memory.followers("sse") == 1)
     await memory.append(target, b"two")
     assert [e.data for e in await sources[2].take(2)] == ["one", "two"]
     assert memory.hub.log.statistics().deliveries["sse"] >= 4

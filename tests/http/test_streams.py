@@ -8,8 +8,8 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from tests.http.harness import JSON, TEXT, Running, Serve
-from tests.http.wire import request
+from tests.support.server import JSON, TEXT, Running, Serve
+from tests.support.wire import request
 
 METHODS = {"GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS"}
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from tests.http.harness import JSON, Running, eventually
-from tests.http.wire import Response, request
-from tests.subscriptions import Receiver, pending
+from tests.support.server import JSON, Running
+from tests.support.subscriptions import Receiver, pending
+from tests.support.waiting import until
+from tests.support.wire import Response, request
 from wayside.hub import Hub
 from wayside.webhooks.keys import Keys, Seeds
 from wayside.webhooks.post import Direct, NoResponse
@@ -296,7 +297,7 @@ async def test_a_webhook_is_verified_with_the_hub_s_key(private: Running) -> Non
     signing = json.loads(answer.body)["webhook"]["signing"]
     assert signing["jwks_url"] == "http://hub/v1/stream/__ds/jwks.json"
     await private.create("a/1", body=b"one")
-    await eventually(lambda: bool(receiver.wakes))
+    await until(lambda: bool(receiver.wakes))
     fields = dict(part.split("=", 1) for part in receiver.wakes[0]["headers"]["Webhook-Signature"].split(","))
     key_set = await private.ask("GET", "/v1/stream/__ds/jwks.json")
     assert (key_set["Content-Type"], key_set["Cache-Control"]) == ("application/jwk-set+json", "public, max-age=300")

@@ -8,17 +8,20 @@ import hashlib
 import random
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.clock import ManualClock
-from tests.http.harness import BYTES, Gate, Running, Serve, eventually
-from tests.http.wire import PATIENCE_S, Response, Wire, chunked, request
+from tests.support.asgi import Asgi
+from tests.support.disk import Gate
+from tests.support.server import BYTES, Running, Serve
+from tests.support.waiting import PATIENCE_S, until
+from tests.support.wire import Response, Wire, chunked, request
 from wayside import Limits
 from wayside.hub import Hub
 from wayside.server.patterns.upload import Uploads
+from wayside.testing import ManualClock
 
 TUS = {"Tus-Resumable": "1.0.0"}
 PATCH = {**TUS, "Content-Type": "application/offset+octet-stream"}
@@ -364,7 +367,7 @@ async def test_reading_rests_while_the_disk_is_behind(disk: Running, gate: Gate)
     sending = asyncio.create_task(wire.send(request("PATCH", target, at(0), body)))
     await gate.reached()
     connection = disk.connection_of(wire)
-    await eventually(lambda: not connection.transport.is_reading())
+    await until(lambda: not connection.transport.is_reading())
     assert disk.hub.log.statistics().uncommitted_bytes < 4 * MIB
     assert not sending.done()
     assert connection.deadline is None  # it is the hub that is slow
@@ -395,9 +398,9 @@ async def test_what_came_before_a_cut_is_kept(disk: Running, framing: str, how: 
     elif how == "close":
         wire.close()
     else:
-        await eventually(lambda: disk.hub.log.statistics().bytes >= MIB // 2)  # a reset takes what was not read
+        await until(lambda: disk.hub.log.statistics().bytes >= MIB // 2)  # a reset takes what was not read
         wire.reset()
-    await eventually(lambda: not disk.server.connections or how == "half-close")
+    await until(lambda: not disk.server.connections or how == "half-close")
     assert await offset_of(disk, target) == MIB // 2
     assert (await disk.ask("PATCH", target, at(MIB // 2), body[MIB // 2 :])).status == 204
     await filled(disk, target, body)
@@ -411,10 +414,10 @@ async def test_a_cut_is_waited_for(disk: Running, gate: Gate) -> None:
     await wire.send(request("PATCH", target, {**at(0), "Content-Length": "10"}) + b"hello")
     await gate.reached()
     wire.reset()
-    await eventually(lambda: not disk.server.connections)
+    await until(lambda: not disk.server.connections)
     asking = asyncio.create_task(disk.ask("HEAD", target, TUS))
     going_on = asyncio.create_task(disk.ask("PATCH", target, at(5), b"world"))
-    await eventually(lambda: len(disk.server.connections) == 2)
+    await until(lambda: len(disk.server.connections) == 2)
     gate.open()
     assert (await asking)["Upload-Offset"] in ("5", "10")
     assert (await going_on).status == 204
@@ -436,7 +439,7 @@ async def test_a_client_that_stalls_is_told_and_keeps_what_it_sent(serve: Serve)
 async def test_a_commit_that_takes_long_is_no_stall(serve: Serve) -> None:
     """A client that has sent everything is not cut off for the time that the disk takes."""
     hub = await serve(disk=True, header_timeout_s=0.1)
-    gate = Gate(hub.hub)
+    gate = Gate(hub.hub.log)
     target = await make(hub, 5)
     wire = await hub.connect()
     gate.shut()
@@ -453,7 +456,7 @@ async def test_broken_chunks_end_a_body(memory: Running) -> None:
     target = await make(memory, 10)
     wire = await memory.connect()
     await wire.send(request("PATCH", target, {**at(0), "Transfer-Encoding": "chunked"}) + b"5\r\nhello\r\n")
-    await eventually(lambda: memory.hub.log.statistics().bytes >= 5)
+    await until(lambda: memory.hub.log.statistics().bytes >= 5)
     await wire.send(b"nonsense\r\n")
     assert (await wire.last_response("PATCH")).status == 400
     assert await offset_of(memory, target) == 5
@@ -466,7 +469,7 @@ async def test_a_hub_that_stops_keeps_what_came(serve: Serve) -> None:
     wire = await hub.connect()
     before = hub.hub.log.statistics().bytes
     await wire.send(request("PATCH", target, {**at(0), "Content-Length": "10"}) + b"hello")
-    await eventually(lambda: hub.hub.log.statistics().bytes >= before + 5)
+    await until(lambda: hub.hub.log.statistics().bytes >= before + 5)
     draining = asyncio.create_task(hub.server.drain(PATIENCE_S))
     answer = await wire.last_response("PATCH")
     assert (answer.status, answer["Retry-After"]) == (503, "1")
@@ -504,7 +507,7 @@ async def test_an_upload_outlives_the_hub(tmp_path: Path) -> None:
     wire = await hub.connect()
     await wire.send(request("PATCH", half, {**at(300_000), "Content-Length": "400000"}) + body[300_000:500_000])
     wire.close()
-    await eventually(lambda: not hub.server.connections)
+    await until(lambda: not hub.server.connections)
     assert await offset_of(hub, half) == 500_000
     await die(hub)
 
@@ -539,7 +542,7 @@ async def test_only_one_fills_an_upload_at_a_time(memory: Running) -> None:
     before = memory.hub.log.statistics().bytes
     wire = await memory.connect()
     await wire.send(request("PATCH", target, {**at(0), "Content-Length": "5"}) + b"he")
-    await eventually(lambda: memory.hub.log.statistics().bytes >= before + 2)
+    await until(lambda: memory.hub.log.statistics().bytes >= before + 2)
     answer = await memory.ask("PATCH", target, at(2), b"other")
     assert (answer.status, answer["Tus-Resumable"], answer["Retry-After"]) == (423, "1.0.0", "1")
     assert await offset_of(memory, target) == 2
@@ -555,7 +558,7 @@ async def test_an_upload_that_is_terminated_while_it_is_filled(memory: Running) 
     before = memory.hub.log.statistics().bytes
     wire = await memory.connect()
     await wire.send(request("PATCH", target, {**at(0), "Content-Length": "10"}) + b"hello")
-    await eventually(lambda: memory.hub.log.statistics().bytes >= before + 5)
+    await until(lambda: memory.hub.log.statistics().bytes >= before + 5)
     assert (await memory.ask("DELETE", target, TUS)).status == 204
     await wire.send(b"wo")
     assert (await wire.last_response("PATCH")).status == 404
@@ -613,7 +616,7 @@ async def test_a_cut_body_with_a_checksum_counts_for_nothing(memory: Running) ->
     headers = {**at(0), "Upload-Checksum": checksum("md5", b"helloworld"), "Content-Length": "10"}
     await wire.send(request("PATCH", target, headers) + b"hello")
     wire.close()
-    await eventually(lambda: not memory.server.connections)
+    await until(lambda: not memory.server.connections)
     assert await offset_of(memory, target) == 0
 
 
@@ -657,7 +660,7 @@ async def test_an_upload_behind_a_long_poll_waits_for_its_turn(memory: Running) 
     target = await make(memory, 5)
     wire = await memory.connect()
     await wire.send(request("GET", other, {"Prefer": "wait=20"}) + request("PATCH", target, at(0), b"hello"))
-    await eventually(lambda: memory.waiters("a") == 1)
+    await until(lambda: memory.waiters("a") == 1)
     assert await offset_of(memory, target) == 0
     await memory.append(other, b"x")
     assert (await wire.response()).status == 200
@@ -723,48 +726,23 @@ async def test_an_upload_is_read_while_it_is_filled(memory: Running) -> None:
 # -- as ASGI
 
 
-class Asgi:
-    """Calls a hub's ASGI application as a server does, mounted at ``/hub``; a body of None is a client that goes."""
-
-    def __init__(self, hub: Hub) -> None:
-        self._app = hub.asgi()
-
-    async def __call__(
-        self, method: str, path: str, headers: Mapping[str, str], *parts: bytes | None, stall: bool = False
-    ) -> tuple[int, dict[str, str]]:
-        """Status and headers; 0 where there was no answer."""
-        sent: list[Any] = []
-        inbox: list[Any] = [
-            {"type": "http.request", "body": part or b"", "more_body": True} for part in parts or (b"",)
-        ]
-        answered = asyncio.Event()
-        if parts and parts[-1] is None:
-            inbox[-1] = {"type": "http.disconnect"}
-        elif not stall:
-            inbox[-1]["more_body"] = False
-
-        async def receive() -> Any:
-            if inbox:
-                return inbox.pop(0)
-            await answered.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        fields = {"host": "app", **{name.lower(): value for name, value in headers.items()}}
-        scope = {
-            "type": "http",
-            "method": method,
-            "path": f"/hub{path}",
-            "root_path": "/hub",
-            "headers": [(name.encode(), value.encode()) for name, value in fields.items()],
-        }
-        await self._app(scope, receive, send)
-        answered.set()
-        if not sent:
-            return 0, {}
-        return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+async def _through_asgi(
+    hub: Hub, method: str, path: str, headers: Mapping[str, str], *parts: bytes | None, stall: bool = False
+) -> tuple[int, dict[str, str]]:
+    """Status and headers of an answer, as an application gives it that has the hub at ``/hub``; 0 where there was none. A
+    part of None is a client that goes."""
+    request = Asgi(hub, method, path, {"host": "app", **headers}, b"", root_path="/hub", more=bool(parts))
+    for number, part in enumerate(parts, 1):
+        if part is None:
+            request.leave()
+        else:
+            request.part(part, more=stall or number < len(parts))
+    async with asyncio.timeout(PATIENCE_S):
+        await request.task
+    if request.sent.empty():
+        return 0, {}
+    answer = await request.head()
+    return answer.status, answer.headers
 
 
 @pytest.mark.parametrize("kind", ["memory:", "file:"])
@@ -777,7 +755,7 @@ async def test_uploads_through_asgi(kind: str, tmp_path: Path) -> None:
 
 
 async def _upload_through_asgi(hub: Hub) -> None:
-    asgi = Asgi(hub)
+    asgi = partial(_through_asgi, hub)
     body = some_bytes(100_000)
     status, answer = await asgi("POST", UPLOADS, {**TUS, "Upload-Length": str(len(body))})
     assert status == 201
@@ -796,7 +774,7 @@ async def _upload_through_asgi(hub: Hub) -> None:
 
 async def test_a_checksum_through_asgi(hub: Hub) -> None:
     """A body with a checksum is verified there too."""
-    asgi = Asgi(hub)
+    asgi = partial(_through_asgi, hub)
     _, answer = await asgi("POST", UPLOADS, {**TUS, "Upload-Length": "5"})
     target = answer["location"].removeprefix("http://app/hub")
     assert (await asgi("PATCH", target, {**at(0), "Upload-Checksum": checksum("md5", b"x")}, b"hello"))[0] == 460
@@ -807,7 +785,7 @@ async def test_a_checksum_through_asgi(hub: Hub) -> None:
 async def test_a_stall_through_asgi() -> None:
     """A client that stalls is told so there too, and what it sent is kept."""
     async with Hub("memory:", limits=Limits(header_timeout_s=0.05)) as hub:
-        asgi = Asgi(hub)
+        asgi = partial(_through_asgi, hub)
         _, answer = await asgi("POST", UPLOADS, {**TUS, "Upload-Length": "10"})
         target = answer["location"].removeprefix("http://app/hub")
         assert (await asgi("PATCH", target, at(0), b"hello", stall=True))[0] == 408

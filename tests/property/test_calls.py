@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.calls import Key, Puppet
-from tests.embedded import store_of
-from tests.support import read_records
+from tests.support.calls import Key, PuppetWorker
+from tests.support.embedded import store_of
+from tests.support.log import read_records
 from wayside.calls import call
 from wayside.calls.call import CallState
 from wayside.core.errors import IdempotencyMismatch, TooManyCalls
@@ -72,7 +72,7 @@ class Made:
 class Member:
     """What the model knows of a worker."""
 
-    puppet: Puppet
+    puppet: PuppetWorker
     connected: bool = False
     known: bool = False
     """Whether the hub gives it calls over this connection: not when its lease ended since it connected."""
@@ -214,7 +214,7 @@ class CallsMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.members) < 6)
     @rule(capacity=st.integers(1, 3))
     def join(self, capacity: int) -> None:
-        puppet = Puppet(self.test, f"{len(self.members)}", *SERVICES, capacity=capacity)
+        puppet = PuppetWorker(self.test, f"{len(self.members)}", *SERVICES, capacity=capacity)
         self.members.append(Member(puppet))
         self.connect(self.members[-1])
 
@@ -439,7 +439,7 @@ class CallsMachine(RuleBasedStateMachine):
         for member in self.members:
             if member.connected:
                 self.run(self.cut(member))
-        last = Member(Puppet(self.test, "last", *SERVICES, capacity=100))
+        last = Member(PuppetWorker(self.test, "last", *SERVICES, capacity=100))
         self.members.append(last)
         self.connect(last)
         for _ in range(60):

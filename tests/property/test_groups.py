@@ -23,12 +23,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from tests.clock import ManualClock
-from tests.groups import Held, Puppet, Stage, again, facts
-from tests.support import Disk, Gate, create, patch_constants, read_records, until
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk, Gate
+from tests.support.groups import Held, PuppetMember, Stage, again, facts
+from tests.support.log import create, read_records
+from tests.support.waiting import until
 from wayside.core.errors import StoreFull
 from wayside.groups.state import GroupState
 from wayside.link.frames import Part
+from wayside.testing import ManualClock
 
 LEASE_S = 10.0
 RETRIES = 2
@@ -55,7 +58,7 @@ class Record:
     """Not, once it was brought back from the dead."""
 
 
-class Watched(Puppet):
+class Watched(PuppetMember):
     """A member that says when it was given what."""
 
     def __init__(self, machine: GroupMachine, name: str, credit: int) -> None:

@@ -21,31 +21,28 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.clock import ManualClock
-from tests.embedded import embedded
-from tests.support import (
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk, Gate
+from tests.support.embedded import embedded
+from tests.support.followers import Plainly, Recorder, records_in
+from tests.support.log import (
     BYTES,
     Answer,
-    Disk,
-    Gate,
-    Plainly,
-    Recorder,
     begin_append,
     begin_create,
     begin_publish,
     creation,
     delete,
-    patch_constants,
     read_batches,
-    records_in,
     settle,
     spool,
-    turns,
 )
+from tests.support.waiting import turns
 from wayside.core.errors import Gone, Refusal
 from wayside.core.limits import Limits
 from wayside.core.records import JSON, Durability, Meta, Offset
 from wayside.streams.streams import Streams
+from wayside.testing import ManualClock
 
 PATHS = ["a", "b", "c", "d"]
 LIMITS = Limits(stream_cache_bytes_max=150, cache_bytes_max=400, read_bytes_max=100, piece_bytes_max=64)
@@ -110,7 +107,7 @@ class LogMachine(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         patch_constants(self.patch, **CONSTANTS)
-        self.root = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+        self.root = Path(tempfile.mkdtemp(prefix="wayside-test-"))
         self.loop = asyncio.new_event_loop()
         self.clock = ManualClock()
         self.streams: dict[str, Model] = {}

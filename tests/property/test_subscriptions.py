@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tests.subscriptions import LEASE_S, Subscribed, pending
+from tests.support.subscriptions import LEASE_S, Subscribed, pending
 from wayside.core.errors import Refusal
 from wayside.testing import TestHub
 
@@ -63,9 +63,9 @@ class Worker:
             self.fenced.append(self.held)
         assert claimed["generation"] > self.generation
         self.generation, self.held = claimed["generation"], claimed
-        self._check(claimed["streams"])
+        self.check(claimed["streams"])
 
-    def _check(self, streams: list[dict[str, Any]]) -> None:
+    def check(self, streams: list[dict[str, Any]]) -> None:
         for each in streams:
             path, left = each["path"], self.offsets.get(each["path"], [])
             assert each["has_pending"] == bool(left), each
@@ -130,7 +130,7 @@ async def test_nothing_acked_comes_back_and_nothing_else_is_lost(seed: int) -> N
         await test.advance(LEASE_S + 1)
         while any(worker.offsets.values()):
             claimed = await subscribed.claim()
-            worker._check(claimed["streams"])
+            worker.check(claimed["streams"])
             await subscribed.ack(claimed, pending(claimed), done=True)
             for path, offset in pending(claimed):
                 assert worker.offsets[path][-1] == offset

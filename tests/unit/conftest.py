@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.clock import ManualClock
-from tests.embedded import embedded
-from tests.support import Disk
+from tests.support.disk import Disk
+from tests.support.embedded import embedded
+from tests.support.memory import in_memory, tmp_path
 from wayside.streams.streams import Streams
+from wayside.testing import ManualClock
+
+__all__ = ["in_memory", "tmp_path"]
 
 
 @pytest.fixture

@@ -8,24 +8,16 @@ from typing import Any
 
 import pytest
 
-from tests.clock import ManualClock
-from tests.embedded import embedded
-from tests.support import (
-    TEXT,
-    Disk,
-    append,
-    begin_append,
-    begin_create,
-    create,
-    creation,
-    patch_constants,
-    read_records,
-    turns,
-)
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk
+from tests.support.embedded import embedded
+from tests.support.log import TEXT, append, begin_append, begin_create, create, creation, read_records
+from tests.support.waiting import turns
 from wayside.core.errors import BadRequest, Conflict, Fenced, Gone, NotFound, StoreFull
 from wayside.core.limits import Limits
 from wayside.core.records import JSON, Offset, Producer
 from wayside.streams.streams import Streams
+from wayside.testing import ManualClock
 
 # -- producers
 

@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.clock import ManualClock
-from tests.embedded import embedded, store_of
-from tests.support import (
+from tests.support.disk import Disk
+from tests.support.embedded import embedded, store_of
+from tests.support.followers import Plainly, Recorder, records_in
+from tests.support.log import (
     BYTES,
     TEXT,
-    Disk,
-    Plainly,
-    Recorder,
     append,
     begin_append,
     begin_create,
@@ -24,14 +22,13 @@ from tests.support import (
     delete,
     expire,
     read_records,
-    records_in,
-    turns,
-    until,
 )
+from tests.support.waiting import turns, until
 from wayside.core.errors import BadRequest, NotFound, Overloaded, StoreFull, TooLarge
 from wayside.core.limits import Limits
 from wayside.core.records import Durability, runs
 from wayside.streams.streams import Streams
+from wayside.testing import ManualClock
 
 
 @pytest.fixture
@@ -50,9 +47,7 @@ async def small(clock: ManualClock) -> Any:
 
 async def test_appends_that_wait_behind_a_commit_are_counted(disk: Disk) -> None:
     """The bound on what waits for the disk holds while a commit takes long, for each way to append."""
-    await disk.log.close()
-    disk._limits = Limits(uncommitted_bytes_max=10_000)
-    disk.log = disk._open()
+    await disk.restart(Limits(uncommitted_bytes_max=10_000))
     await create(disk.log, "a", creation(BYTES))
     await create(disk.log, "j")
     gate = disk.gate()
@@ -139,9 +134,7 @@ async def test_a_step_has_not_too_many_records(small: Streams) -> None:
 
 async def test_a_step_has_not_too_many_records_from_the_disk(disk: Disk) -> None:
     """The same from the disk, whose rows may hold more; from any position."""
-    await disk.log.close()
-    disk._limits = Limits(read_records_max=3)
-    disk.log = disk._open()
+    await disk.restart(Limits(read_records_max=3))
     await create(disk.log, "a")
     await append(disk.log, "a", b"[1,2,3,4,5,6,7,8,9,10]")
     log = await disk.restart()

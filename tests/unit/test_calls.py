@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.calls import Puppet, events, find, request
+from tests.support.calls import PuppetWorker, events, find, request
 from wayside import Call, CallCancelled, CallFailed
 from wayside.calls.call import FINAL, TRANSITIONS, CallRequest, CallState, Event, ImpossibleEvent, ServiceCall
 from wayside.core.errors import BadRequest, Conflict, IdempotencyMismatch, NotFound, Overloaded, Refusal, TooManyCalls
@@ -22,8 +22,8 @@ async def test() -> AsyncIterator[TestHub]:
         yield test
 
 
-async def worker(test: TestHub, name: str = "one", *services: dict[str, Any] | str, capacity: int = 16) -> Puppet:
-    puppet = Puppet(test, name, *(services or ("job",)), capacity=capacity)
+async def worker(test: TestHub, name: str = "one", *services: dict[str, Any] | str, capacity: int = 16) -> PuppetWorker:
+    puppet = PuppetWorker(test, name, *(services or ("job",)), capacity=capacity)
     puppet.connect()
     await test.settle()
     return puppet

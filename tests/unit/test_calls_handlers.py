@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.calls import events, find
-from tests.support import Gate, turns, until
+from tests.support.calls import events, find
+from tests.support.disk import Gate
+from tests.support.waiting import turns, until
 from wayside import Call, CallFailed, Refusal
 from wayside.calls.call import CallState
 from wayside.calls.handler import UNACKNOWLEDGED_MAX

@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.embedded import store_of
-from tests.support import Gate, read_records, until
+from tests.support.disk import Gate
+from tests.support.embedded import store_of
+from tests.support.log import read_records
+from tests.support.waiting import until
 from wayside.calls.housekeeping import CALLBACKS, SWEEP_S
 from wayside.core.errors import BadRequest, NotFound
 from wayside.core.limits import Limits

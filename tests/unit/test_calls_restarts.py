@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.calls import Puppet, events, find
+from tests.support.calls import PuppetWorker, events, find
 from wayside import Call, CallFailed, UnknownOutcome
 from wayside.calls.call import CallState
 from wayside.testing import TestHub, point
@@ -30,8 +30,8 @@ def gone(request: pytest.FixtureRequest, test: TestHub) -> Callable[[], Awaitabl
     return test.crash if request.param == "crash" else test.restart
 
 
-async def worker(test: TestHub, name: str = "one", *services: dict[str, Any] | str, capacity: int = 16) -> Puppet:
-    puppet = Puppet(test, name, *(services or (JOB,)), capacity=capacity)
+async def worker(test: TestHub, name: str = "one", *services: dict[str, Any] | str, capacity: int = 16) -> PuppetWorker:
+    puppet = PuppetWorker(test, name, *(services or (JOB,)), capacity=capacity)
     puppet.connect()
     await test.settle()
     return puppet

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import turns
+from tests.support.waiting import turns
 from wayside.calls.runner import Runner, Running, Threads
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.calls import Puppet, events, find
-from tests.support import Gate
+from tests.support.calls import PuppetWorker, events, find
+from tests.support.disk import Gate
 from wayside.calls.call import CallState
 from wayside.calls.queue import worker_name
 from wayside.core.errors import Conflict, Fenced, TooManyCalls
@@ -26,8 +26,8 @@ async def test() -> AsyncIterator[TestHub]:
         yield test
 
 
-async def worker(test: TestHub, name: str = "one", *services: dict[str, Any] | str, capacity: int = 16) -> Puppet:
-    puppet = Puppet(test, name, *(services or (JOB,)), capacity=capacity)
+async def worker(test: TestHub, name: str = "one", *services: dict[str, Any] | str, capacity: int = 16) -> PuppetWorker:
+    puppet = PuppetWorker(test, name, *(services or (JOB,)), capacity=capacity)
     puppet.connect()
     await test.settle()
     return puppet
@@ -467,7 +467,7 @@ async def test_a_worker_lost_before_its_next_attempt_is_kept_never_had_it(test: 
     assert await blocker.result() == 1
 
 
-async def one_goes(test: TestHub, one: Puppet) -> None:
+async def one_goes(test: TestHub, one: PuppetWorker) -> None:
     """Its lease ends, though the disk does not answer."""
     one.disconnect()
     test.clock.advance(LEASE_S + 1)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.clock import ManualClock
-from tests.support import Answer, Disk, append, begin_append, begin_publish, create, creation, publish, read_records
+from tests.support.disk import Disk
+from tests.support.log import Answer, append, begin_append, begin_publish, create, creation, publish, read_records
 from wayside.core.errors import BadRequest, StoreFull, TooLarge
 from wayside.core.limits import Limits
 from wayside.core.records import Append, Appended, Meta, Producer, Spool
 from wayside.streams.streams import Streams
+from wayside.testing import ManualClock
 
 
 def send(log: Streams, record: bytes, identity: str, path: str = "s") -> Answer:

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.support import BYTES, Answer, Disk, append, create, creation, delete, patch_constants, read_records, until
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk
+from tests.support.log import BYTES, Answer, append, create, creation, delete, read_records
+from tests.support.waiting import until
 from wayside.core.errors import Conflict, NotFound, Overloaded, StoreFull
 from wayside.core.limits import Limits
 from wayside.core.records import Append, Appended, Meta

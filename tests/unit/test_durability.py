@@ -7,9 +7,10 @@ import contextlib
 
 import pytest
 
-from tests.support import (
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk
+from tests.support.log import (
     BYTES,
-    Disk,
     append,
     begin_append,
     begin_create,
@@ -17,12 +18,11 @@ from tests.support import (
     creation,
     delete,
     offset_at,
-    patch_constants,
     read_records,
     settle,
     spool,
-    turns,
 )
+from tests.support.waiting import turns
 from wayside.core.errors import Gone, StoreFull
 from wayside.core.records import JSON, Durability, Offset
 
@@ -208,7 +208,7 @@ async def test_closing_ends_even_if_async_records_find_no_room(disk: Disk) -> No
     await append(disk.log, "s", b"1")
     async with asyncio.timeout(5):
         await disk.log.close()
-    disk.log = disk._open()
+    disk.reopen()
 
 
 async def test_a_full_disk_does_not_lose_what_an_async_stream_acknowledged(disk: Disk) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.support import BYTES, TEXT, append, begin_append, create, creation, read_batches
+from tests.support.events import Event, EventParser, events_in
+from tests.support.log import BYTES, TEXT, append, begin_append, create, creation, read_batches
 from wayside.core.records import JSON, Durability
 from wayside.server.exchange import CURSOR_EPOCH_S, CURSOR_INTERVAL_S, WholeBody, body_of, cursor_after
 from wayside.server.patterns.push import Bare, Envelopes, close_of
@@ -28,24 +28,6 @@ def _stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _plain(data: bytes) -> bytes:
     return data
-
-
-def parse_events(stream: bytes) -> Iterator[dict[str, str]]:
-    """Events as a browser reads them (WHATWG HTML, section 9.2.6)."""
-    event: dict[str, str] = {}
-    data: list[str] = []
-    for line in stream.decode().replace("\r\n", "\n").replace("\r", "\n").split("\n"):
-        if not line:
-            if data or event:
-                yield {**event, "data": "\n".join(data)} if data else dict(event)
-            event, data = {}, []
-            continue
-        name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if name == "data":
-            data.append(value)
-        elif name:
-            event[name] = value
 
 
 async def _encoded(log: Streams, encoding: Any, content_type: str, records: list[bytes]) -> Any:
@@ -88,35 +70,35 @@ TEXTS = [
 async def test_a_text_record_survives_plain_events(log: Streams, text: str) -> None:
     """What a browser gets as data is the record, except that every kind of line break is a line feed there."""
     frame = await _encoded(log, PlainEvents("n", _plain), TEXT, [text.encode(), b"next"])
-    first, second = parse_events(frame)
-    assert first["data"] == text.replace("\r\n", "\n").replace("\r", "\n")
-    assert second["data"] == "next"
+    first, second = events_in(frame)
+    assert first.data == text.replace("\r\n", "\n").replace("\r", "\n")
+    assert second.data == "next"
 
 
 @pytest.mark.parametrize("text", TEXTS)
 async def test_a_text_record_survives_the_protocols_events(log: Streams, text: str) -> None:
     """The same in the dialect of ``live=sse``, where a batch is one event."""
     frame = await _encoded(log, ProtocolEvents("n", _plain, 0), TEXT, [text.encode(), b"next"])
-    data, control = parse_events(frame)
-    assert data["event"] == "data"
-    assert data["data"] == (text + "next").replace("\r\n", "\n").replace("\r", "\n")
-    assert control["event"] == "control"
+    data, control = events_in(frame)
+    assert data.type == "data"
+    assert data.data == (text + "next").replace("\r\n", "\n").replace("\r", "\n")
+    assert control.type == "control"
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_lines_read_back(text: str) -> None:
     """The value of ``data`` fields is the text again for a reader that follows the standard."""
-    (event,) = parse_events(b"data:" + lines(text.encode()) + b"\n\n")
-    assert event["data"] == text.replace("\r\n", "\n").replace("\r", "\n")
+    (event,) = events_in(b"data:" + lines(text.encode()) + b"\n\n")
+    assert event.data == text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 async def test_each_record_is_an_event_with_the_offset_after_it(log: Streams) -> None:
     """A plain event's id is where to read on, so that ``Last-Event-ID`` resumes without loss or repetition."""
     frame = await _encoded(log, PlainEvents("n", _plain), JSON, [b'{"a":1}', b"[2,3]"])
-    events = list(parse_events(frame))
+    events = events_in(frame)
     stream = log.find("s")
-    assert [event["data"] for event in events] == ['{"a":1}', "2", "3"]
-    assert [event["id"] for event in events] == [str(stream.offset(at)) for at in (1, 2, 3)]
+    assert [event.data for event in events] == ['{"a":1}', "2", "3"]
+    assert [event.id for event in events] == [str(stream.offset(at)) for at in (1, 2, 3)]
 
 
 async def test_ids_of_a_fork_are_in_the_epoch_of_each_record(log: Streams) -> None:
@@ -127,7 +109,7 @@ async def test_ids_of_a_fork_are_in_the_epoch_of_each_record(log: Streams) -> No
     await append(log, "f", b"3")
     stream = log.find("f")
     frame = PlainEvents("n", _plain).encode(stream, await read_batches(stream))
-    assert [event["id"] for event in parse_events(frame)] == [str(stream.offset(at)) for at in (1, 2, 3)]
+    assert [event.id for event in events_in(frame)] == [str(stream.offset(at)) for at in (1, 2, 3)]
     assert str(stream.offset(2))[:11] != str(stream.offset(3))[:11]
 
 
@@ -135,12 +117,12 @@ async def test_ids_of_a_fork_are_in_the_epoch_of_each_record(log: Streams) -> No
 async def test_bytes_are_base64_in_events(log: Streams, record: bytes) -> None:
     """A stream that is not text survives events as base64."""
     frame = await _encoded(log, PlainEvents("n", _plain), BYTES, [record or b"x", b"next"])
-    first, second = parse_events(frame)
-    assert base64.b64decode(first["data"]) == (record or b"x")
-    assert base64.b64decode(second["data"]) == b"next"
+    first, second = events_in(frame)
+    assert base64.b64decode(first.data) == (record or b"x")
+    assert base64.b64decode(second.data) == b"next"
     stream = log.find("s")
-    data, _ = parse_events(ProtocolEvents("n", _plain, 0).encode(stream, await read_batches(stream)))
-    assert base64.b64decode(data["data"]) == (record or b"x") + b"next"
+    data, _ = events_in(ProtocolEvents("n", _plain, 0).encode(stream, await read_batches(stream)))
+    assert base64.b64decode(data.data) == (record or b"x") + b"next"
 
 
 async def test_json_goes_into_events_as_it_is(log: Streams) -> None:
@@ -149,11 +131,9 @@ async def test_json_goes_into_events_as_it_is(log: Streams) -> None:
     await _encoded(log, PlainEvents("n", _plain), JSON, [b"[" + b",".join(records) + b"]"])
     stream = log.find("s")
     batches = await read_batches(stream)
-    assert [
-        event["data"].encode() for event in parse_events(PlainEvents("n", _plain).encode(stream, batches))
-    ] == records
-    data, _ = parse_events(ProtocolEvents("n", _plain, 0).encode(stream, batches))
-    assert data["data"].encode() == b"[" + b",".join(records) + b"]"
+    assert [event.data.encode() for event in events_in(PlainEvents("n", _plain).encode(stream, batches))] == records
+    data, _ = events_in(ProtocolEvents("n", _plain, 0).encode(stream, batches))
+    assert data.data.encode() == b"[" + b",".join(records) + b"]"
 
 
 async def test_control_says_where_the_reader_stands(log: Streams) -> None:
@@ -165,9 +145,9 @@ async def test_control_says_where_the_reader_stands(log: Streams) -> None:
     encoding = ProtocolEvents("n", _plain, 0)
 
     def control(frame: bytes) -> dict[str, object]:
-        *_, last = parse_events(frame)
-        assert last["event"] == "control"
-        fields: dict[str, object] = json.loads(last["data"])
+        *_, last = events_in(frame)
+        assert last.type == "control"
+        fields: dict[str, object] = json.loads(last.data)
         return fields
 
     behind = [batch.until(1) for batch in await read_batches(stream) if batch.position == 0]
@@ -196,18 +176,18 @@ async def test_the_end_of_plain_events_is_an_event(log: Streams) -> None:
     for reason in ("closed", "deleted"):
         frame = encoding.end(stream, 1, reason, False)
         assert frame is not None
-        assert list(parse_events(frame)) == [{"event": reason, "id": offset, "data": offset}]
+        assert events_in(frame) == [Event(reason, offset, offset)]
     drained = encoding.end(stream, 1, "drain", False)
     assert drained is not None
-    (event,) = parse_events(drained)
-    assert event["id"] == offset
-    assert "data" not in event
+    parser = EventParser()
+    parser.feed(drained)
+    assert (parser.last_id, list(parser.events)) == (offset, [])
 
 
 @pytest.mark.parametrize("encoding", [PlainEvents("n", _plain), ProtocolEvents("n", _plain, 0)])
 def test_a_heartbeat_is_a_comment(encoding: PlainEvents | ProtocolEvents) -> None:
     """What keeps a connection open is no event."""
-    assert list(parse_events(encoding.heartbeat)) == [] or encoding.heartbeat.startswith(b":")
+    assert events_in(encoding.heartbeat) == [] or encoding.heartbeat.startswith(b":")
     assert encoding.heartbeat.endswith(b"\n\n")
 
 
@@ -255,8 +235,8 @@ async def test_a_floor_holds_the_cursor_up(log: Streams) -> None:
     """The cursor of a response that began with the client's own never falls behind it."""
     await create(log, "s")
     frame = ProtocolEvents("n", _plain, 2000).caught_up(log.find("s"), 0)
-    (event,) = parse_events(frame)
-    assert json.loads(event["data"])["streamCursor"] == "2000"
+    (event,) = events_in(frame)
+    assert json.loads(event.data)["streamCursor"] == "2000"
 
 
 # -- push

@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.clock import START_MS
-from tests.support import Disk, Plainly, Recorder, append, create, creation, expire, offset_at, read_records
+from tests.support.disk import Disk
+from tests.support.followers import Plainly, Recorder
+from tests.support.log import append, create, creation, expire, offset_at, read_records
 from wayside.core.errors import Gone, NotFound, StoreFull
 from wayside.streams.streams import Streams
+from wayside.testing import START_MS
 
 Advance = Callable[[float], None]
 

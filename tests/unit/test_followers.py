@@ -8,22 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.support import (
-    BYTES,
-    Disk,
-    Plainly,
-    Recorder,
-    append,
-    begin_append,
-    create,
-    creation,
-    delete,
-    patch_constants,
-    read_records,
-    records_in,
-    turns,
-    until,
-)
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk
+from tests.support.followers import Plainly, Recorder, records_in
+from tests.support.log import BYTES, append, begin_append, create, creation, delete, read_records
+from tests.support.waiting import turns, until
 from wayside.core.errors import Gone
 from wayside.core.limits import Limits
 from wayside.core.records import Batch, Durability
@@ -202,9 +191,7 @@ async def test_a_follower_may_pause_at_any_frame(log: Streams) -> None:
 async def test_a_slow_follower_reads_on_from_the_disk(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has left memory while a follower was paused comes from the disk, and then what comes."""
     patch_constants(monkeypatch, CHUNK_BYTES=4096, JOURNAL_BYTES_MAX=8192)
-    await disk.log.close()
-    disk._limits = Limits(stream_cache_bytes_max=4000, read_bytes_max=3000)
-    log = disk.log = disk._open()
+    log = await disk.restart(Limits(stream_cache_bytes_max=4000, read_bytes_max=3000))
     await create(log, "s", creation(BYTES))
     slow = Recorder(room=1)
     _follow(log, slow)
@@ -374,9 +361,7 @@ async def test_a_cohort_may_change_while_it_is_written_to(log: Streams) -> None:
 async def test_many_readers_from_everywhere_see_one_sequence(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Followers that start at any position while records come, get leave of and are cut from memory, agree."""
     patch_constants(monkeypatch, CHUNK_BYTES=4096, JOURNAL_BYTES_MAX=8192)
-    await disk.log.close()
-    disk._limits = Limits(stream_cache_bytes_max=2000, read_bytes_max=500)
-    log = disk.log = disk._open()
+    log = await disk.restart(Limits(stream_cache_bytes_max=2000, read_bytes_max=500))
     for durability in (Durability.FSYNC, Durability.ASYNC):
         path = durability.value
         await create(log, path, creation(BYTES, durability=durability))

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support import (
+from tests.support.disk import Disk
+from tests.support.log import (
     BYTES,
     TEXT,
-    Disk,
     append,
     begin_append,
     begin_create,

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.clock import ManualClock
-from tests.embedded import embedded
-from tests.groups import Held, Puppet, Stage
-from tests.support import Answer, Disk, create, creation, delete, patch_constants, until
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk
+from tests.support.embedded import embedded
+from tests.support.groups import Held, PuppetMember, Stage
+from tests.support.log import Answer, create, creation, delete
+from tests.support.waiting import until
 from wayside.core.errors import BadRequest, Conflict, LeaseFenced, NotFound
 from wayside.core.limits import Limits
 from wayside.core.records import JSON, Durability, Meta
 from wayside.groups.events import GroupSpec
 from wayside.link.frames import Ack, Nack, Publish, Settlement
+from wayside.testing import ManualClock
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -363,7 +366,7 @@ async def test_a_member_that_leaves_while_its_lease_is_on_its_way(tmp_path: Path
     await stage.put()
     gate = disk.gate()
     gate.shut()
-    gone, stays = Puppet(stage, "g", "gone"), Puppet(stage, "g", "stays")
+    gone, stays = PuppetMember(stage, "g", "gone"), PuppetMember(stage, "g", "stays")
     stage.group("g").join(gone.member)
     await until(lambda: stage.state().in_flight == 3)
     stage.group("g").leave(gone.member, give_back=False)
@@ -782,7 +785,7 @@ async def test_a_stream_that_is_deleted_while_it_is_read(trimmed: Stage) -> None
     """Reads that are on their way when their stream goes leave nothing behind."""
     await large(trimmed, "s", 30)
     await trimmed.put(streams=["*"])
-    member = Puppet(trimmed, "g", "m")
+    member = PuppetMember(trimmed, "g", "m")
     trimmed.group("g").join(member.member)
     async with asyncio.timeout(10):
         while not trimmed.group("g").reading.busy:  # noqa: ASYNC110 - there is no event to wait for

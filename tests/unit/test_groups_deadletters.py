@@ -10,25 +10,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.clock import ManualClock
-from tests.embedded import embedded
-from tests.groups import Stage, facts
-from tests.support import (
-    BYTES,
-    Answer,
-    Disk,
-    create,
-    creation,
-    delete,
-    patch_constants,
-    read_batches,
-    read_records,
-    until,
-)
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk
+from tests.support.embedded import embedded
+from tests.support.groups import Stage, facts
+from tests.support.log import BYTES, Answer, create, creation, delete, read_batches, read_records
+from tests.support.waiting import until
 from wayside.core.errors import BadRequest, Conflict
 from wayside.core.records import Durability, Meta, Offset
 from wayside.groups.events import DeadLetter, GroupSpec, decode_events, decode_snapshot, encode
 from wayside.groups.state import GroupState
+from wayside.testing import ManualClock
 
 
 @pytest.fixture(params=["memory", "file"])

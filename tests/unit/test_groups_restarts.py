@@ -7,25 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.clock import ManualClock
-from tests.groups import Puppet, Stage, again, facts
-from tests.support import (
-    Answer,
-    Disk,
-    append,
-    begin_append,
-    create,
-    creation,
-    delete,
-    patch_constants,
-    publish,
-    settle,
-    until,
-)
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk
+from tests.support.groups import PuppetMember, Stage, again, facts
+from tests.support.log import Answer, append, begin_append, create, creation, delete, publish, settle
+from tests.support.waiting import until
 from wayside.core.errors import Conflict, NotFound, Overloaded, StoreFull
 from wayside.core.limits import Limits
 from wayside.core.records import Durability, Meta
 from wayside.link.frames import Publish
+from wayside.testing import ManualClock
 
 
 @pytest.fixture
@@ -53,9 +44,9 @@ async def numbers(stage: Stage, count: int, path: str = "s") -> None:
         await stage.publish(path, *(b"%d" % number for number in range(count)))
 
 
-def begin(stage: Stage) -> Puppet:
+def begin(stage: Stage) -> PuppetMember:
     """A member that has joined; nothing more has happened."""
-    member = Puppet(stage, "g", "m")
+    member = PuppetMember(stage, "g", "m")
     stage.group("g").join(member.member)
     return member
 

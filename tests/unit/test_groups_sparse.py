@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.clock import ManualClock
-from tests.groups import Puppet, Stage, facts
-from tests.support import Answer
+from tests.support.groups import PuppetMember, Stage, facts
+from tests.support.log import Answer
 from wayside.core.callbacks import Done
 from wayside.core.engine import Abilities
 from wayside.core.errors import Gone, NotFound
@@ -33,6 +32,7 @@ from wayside.core.schedule import Timers
 from wayside.groups.group import Group
 from wayside.groups.state import GroupState
 from wayside.link.frames import Publish
+from wayside.testing import ManualClock
 
 GAP = 100_000
 """Positions between one batch and the next: more than there are records in any test."""
@@ -294,7 +294,7 @@ async def test_a_group_outlives_the_hub(stage: SparseStage, monkeypatch: pytest.
         await stage.again()
         assert facts(stage.state()) == before
     assert stage.sparse.streams["__group/g/state"].tail > GAP
-    last = Puppet(stage, "g", "last", 1000)
+    last = PuppetMember(stage, "g", "last", 1000)
     await last.join()
     while stage.state().in_flight or stage.state().parked:
         await stage.advance(11)

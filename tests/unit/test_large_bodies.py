@@ -4,22 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support import (
-    BYTES,
-    TEXT,
-    Disk,
-    Plainly,
-    Recorder,
-    append,
-    begin_append,
-    create,
-    creation,
-    read_batches,
-    read_records,
-    records_in,
-    spool,
-    until,
-)
+from tests.support.disk import Disk
+from tests.support.followers import Plainly, Recorder, records_in
+from tests.support.log import BYTES, TEXT, append, begin_append, create, creation, read_batches, read_records, spool
+from tests.support.waiting import until
 from wayside.core.errors import StoreFull, TooLarge
 from wayside.core.limits import Limits
 from wayside.core.records import JSON

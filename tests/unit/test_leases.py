@@ -7,11 +7,11 @@ import random
 
 import pytest
 
-from tests.clock import ManualClock
-from tests.support import until
+from tests.support.waiting import until
 from wayside.core.backoff import Backoff
 from wayside.core.lease import ENDED, NOT_QUEUED, QUEUED_MIN, Lease, Leases
 from wayside.core.schedule import Timers
+from wayside.testing import ManualClock
 
 
 class Ends:

@@ -10,28 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.clock import ManualClock
-from tests.embedded import embedded
-from tests.support import (
-    Disk,
-    Plainly,
-    Recorder,
-    append,
-    begin_append,
-    begin_publish,
-    create,
-    creation,
-    patch_constants,
-    publish,
-    read_batches,
-    read_records,
-    until,
-)
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk
+from tests.support.embedded import embedded
+from tests.support.followers import Plainly, Recorder
+from tests.support.log import append, begin_append, begin_publish, create, creation, publish, read_batches, read_records
+from tests.support.waiting import until
 from wayside.core.errors import StoreFull
 from wayside.core.records import Batch, Meta
 from wayside.storage.embedded import check as checking
 from wayside.storage.embedded.files import CHECKED_VFS, DATABASE, open_database
 from wayside.streams.streams import Streams
+from wayside.testing import ManualClock
 
 
 async def metas(log: Streams, path: str, position: int | None = None) -> dict[int, Meta]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support import Disk, append, create, creation, delete
+from tests.support.disk import Disk
+from tests.support.log import append, create, creation, delete
 from wayside.core.errors import BadRequest, Gone
 from wayside.core.records import Durability, Offset
 from wayside.streams.streams import Streams

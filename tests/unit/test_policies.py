@@ -10,27 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.clock import ManualClock
-from tests.embedded import embedded
-from tests.support import (
-    BYTES,
-    Disk,
-    Plainly,
-    Recorder,
-    append,
-    begin_append,
-    create,
-    creation,
-    publish,
-    spool,
-    turns,
-    until,
-)
+from tests.support.disk import Disk
+from tests.support.embedded import embedded
+from tests.support.followers import Plainly, Recorder
+from tests.support.log import BYTES, append, begin_append, create, creation, publish, spool
+from tests.support.waiting import turns, until
 from wayside.core.errors import BadRequest, Gone
 from wayside.core.limits import Limits
 from wayside.core.policies import Policy, key_reader, policy_of
 from wayside.core.records import Batch, Durability, Meta
 from wayside.streams.streams import Streams
+from wayside.testing import ManualClock
 
 NEWEST, PER_KEY = Policy("conflate"), Policy("conflate", "k")
 NEVER_S = 86_400.0

@@ -7,24 +7,15 @@ from typing import Any
 
 import pytest
 
-from tests.clock import ManualClock
-from tests.groups import Puppet, Stage, facts
-from tests.support import (
-    Answer,
-    Disk,
-    Gate,
-    begin_append,
-    begin_publish,
-    create,
-    creation,
-    patch_constants,
-    spool,
-    turns,
-    until,
-)
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk, Gate
+from tests.support.groups import PuppetMember, Stage, facts
+from tests.support.log import Answer, begin_append, begin_publish, create, creation, spool
+from tests.support.waiting import turns, until
 from wayside.core.errors import StoreFull
 from wayside.core.records import Meta
 from wayside.groups.events import GroupSpec
+from wayside.testing import ManualClock
 
 
 @pytest.fixture
@@ -34,7 +25,7 @@ async def stage(disk: Disk, clock: ManualClock) -> AsyncIterator[Stage]:
     stage.groups.stop()
 
 
-async def waiting(stage: Stage, *names: str, **spec: Any) -> list[Puppet]:
+async def waiting(stage: Stage, *names: str, **spec: Any) -> list[PuppetMember]:
     """Members of a group that has been given all that there is: one record, acked."""
     await create(stage.log, "s")
     await stage.put(**spec)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.support import BYTES, TEXT, spool
+from tests.support.log import BYTES, TEXT, spool
 from wayside.core.errors import BadRequest
 from wayside.core.records import StreamConfig, split_records
 

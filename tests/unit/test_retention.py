@@ -11,22 +11,11 @@ from typing import Any
 import apsw
 import pytest
 
-from tests.embedded import store_of
-from tests.support import (
-    BYTES,
-    TEXT,
-    Disk,
-    append,
-    create,
-    creation,
-    delete,
-    patch_constants,
-    read_records,
-    retain_by_age,
-    settle,
-    turns,
-    until,
-)
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk
+from tests.support.embedded import store_of
+from tests.support.log import BYTES, TEXT, append, create, creation, delete, read_records, retain_by_age, settle
+from tests.support.waiting import turns, until
 from wayside.core.errors import Gone
 from wayside.core.limits import Limits
 from wayside.core.records import JSON, Batch, Durability
@@ -263,9 +252,7 @@ async def test_what_went_does_not_come_back_from_the_journal(
 
 async def test_a_stream_without_a_bound_has_the_default(disk: Disk) -> None:
     """No stream grows without end: the hub's default bound counts where none was asked for."""
-    await disk.log.close()
-    disk._limits = Limits(retention_bytes=50_000, retention_bytes_memory=20_000)
-    disk.log = disk._open()
+    await disk.restart(Limits(retention_bytes=50_000, retention_bytes_memory=20_000))
     await create(disk.log, "s", creation(TEXT))
     await create(disk.log, "m", creation(TEXT, durability=Durability.MEMORY))
     await create(disk.log, "mine", creation(TEXT, retention_bytes=90_000))
@@ -293,9 +280,7 @@ async def test_records_out_of_memory_are_let_go_too(
 ) -> None:
     """Retention reaches what is on disk only, chunk by chunk."""
     patch_constants(monkeypatch, CHUNK_BYTES=4096)
-    await disk.log.close()
-    disk._limits = Limits(stream_cache_bytes_max=5_000)
-    disk.log = disk._open()
+    await disk.restart(Limits(stream_cache_bytes_max=5_000))
     await create(disk.log, "s", creation(BYTES, durability=durability, retention_bytes=50_000))
     for number in range(200):
         await append(disk.log, "s", b"%04d" % number + RECORD[4:])

@@ -13,23 +13,22 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.embedded import embedded, store_of
-from tests.support import (
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk
+from tests.support.embedded import embedded, store_of
+from tests.support.log import (
     BYTES,
-    Disk,
     append,
     begin_append,
     begin_create,
     create,
     creation,
     delete,
-    patch_constants,
     read_batches,
     read_records,
     spool,
-    turns,
-    until,
 )
+from tests.support.waiting import turns, until
 from wayside.core.errors import Conflict, NotFound, StoreFailed, StoreFull, StoreInUse
 from wayside.core.limits import Limits
 from wayside.core.records import Durability
@@ -62,7 +61,7 @@ async def test_a_closed_store_can_be_opened(disk: Disk) -> None:
     """Closing gives the directory back."""
     await disk.log.close()
     Store(disk.directory, now_ms=0).close()
-    disk.log = disk._open()
+    disk.reopen()
 
 
 def test_a_store_that_failed_to_open_is_not_held(tmp_path: Path) -> None:
@@ -360,9 +359,7 @@ async def test_a_deleted_stream_leaves_nothing_for_the_next(disk: Disk) -> None:
 
 async def test_the_cache_is_bounded(disk: Disk) -> None:
     """Records that the disk has do not stay in memory beyond the bound; all of them can still be read."""
-    await disk.log.close()
-    disk._limits = Limits(stream_cache_bytes_max=300_000, cache_bytes_max=500_000)
-    log = disk.log = disk._open()
+    log = await disk.restart(Limits(stream_cache_bytes_max=300_000, cache_bytes_max=500_000))
     for path in "abcd":
         await create(log, path, creation(BYTES))
         for number in range(20):

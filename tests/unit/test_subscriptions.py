@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.subscriptions import DONE, LEASE_S, Receiver, Slow, Subscribed, pending
-from tests.support import Gate, until
+from tests.support.disk import Gate
+from tests.support.subscriptions import DONE, LEASE_S, Receiver, Slow, Subscribed, pending
+from tests.support.waiting import until
 from wayside.core.errors import BadRequest, Conflict, Refusal, StoreFull, TooMany
 from wayside.core.records import Offset
 from wayside.testing import TestHub

@@ -8,14 +8,12 @@ from typing import Any
 import apsw
 import pytest
 
-from tests.clock import ManualClock
-from tests.embedded import embedded
-from tests.fault.disk import Disk as Failing
-from tests.support import (
+from tests.support.disk import Disk, Gate
+from tests.support.embedded import embedded
+from tests.support.failing_disk import FailingDisk
+from tests.support.log import (
     BYTES,
     Answer,
-    Disk,
-    Gate,
     append,
     begin_append,
     create,
@@ -24,13 +22,13 @@ from tests.support import (
     read_records,
     retain_by_age,
     settle,
-    turns,
-    until,
 )
+from tests.support.waiting import turns, until
 from wayside.core.errors import BadRequest, Conflict, NotFound, StoreFull
 from wayside.core.limits import Limits
 from wayside.core.records import Append, Appended, Meta
 from wayside.streams.streams import Streams
+from wayside.testing import ManualClock
 
 
 def begin_all(log: Streams, *appends: tuple[str, list[bytes]], ids: dict[str, str] | None = None) -> Answer:
@@ -118,7 +116,7 @@ async def test_a_full_disk_takes_all_of_them_back(disk: Disk) -> None:
 
 async def test_a_failing_disk_takes_all_of_them_back(tmp_path: Path, clock: ManualClock) -> None:
     """A disk that refuses to write leaves nothing of a transaction, on it or in sight."""
-    failing = Failing()
+    failing = FailingDisk()
     log = embedded(tmp_path, clock=clock, vfs=failing.name)
     log.start()
     for path in "ab":

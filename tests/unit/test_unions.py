@@ -9,28 +9,25 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.clock import ManualClock
-from tests.embedded import embedded
-from tests.support import (
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk
+from tests.support.embedded import embedded
+from tests.support.followers import Plainly, Recorder
+from tests.support.log import (
     BYTES,
     TEXT,
     Answer,
-    Disk,
-    Plainly,
-    Recorder,
     append,
     begin_append,
     begin_create,
     create,
     creation,
     delete,
-    patch_constants,
     publish,
     read_batches,
     settle,
-    turns,
-    until,
 )
+from tests.support.waiting import turns, until
 from wayside.core.errors import BadRequest, Gone, Overloaded, StoreFull
 from wayside.core.globs import Glob
 from wayside.core.limits import Limits
@@ -38,6 +35,7 @@ from wayside.core.records import Append, Batch, Durability, Meta, Offset
 from wayside.streams.contract import StreamView
 from wayside.streams.streams import Streams
 from wayside.streams.union import unwrap, wrap
+from wayside.testing import ManualClock
 
 
 async def union(log: Streams, glob: str) -> StreamView:

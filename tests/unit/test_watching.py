@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tests.clock import ManualClock
-from tests.support import (
-    Disk,
-    append,
-    begin_append,
-    begin_create,
-    create,
-    creation,
-    delete,
-    expire,
-    patch_constants,
-    settle,
-    turns,
-    until,
-)
+from tests.support.constants import patch_constants
+from tests.support.disk import Disk
+from tests.support.log import append, begin_append, begin_create, create, creation, delete, expire, settle
+from tests.support.waiting import turns, until
 from wayside.core.errors import StoreFull
 from wayside.core.globs import Glob
 from wayside.core.records import Durability, StreamTail
 from wayside.streams.contract import StreamView
 from wayside.streams.streams import Streams
+from wayside.testing import ManualClock
 
 
 class Watcher:

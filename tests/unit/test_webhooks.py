@@ -11,18 +11,19 @@ import ssl
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.clock import START_MS, ManualClock
-from tests.support import Answer as Told
-from tests.support import turns, until
+from tests.support.log import Answer as Told
+from tests.support.receiver import Receiver, reply
+from tests.support.waiting import turns, until
 from wayside.core.errors import BadRequest, Overloaded, TooLarge
 from wayside.core.schedule import Timers
+from wayside.testing import START_MS, ManualClock
 from wayside.webhooks.post import RESPONSE_BYTES_MAX, Direct, NoResponse, Poster, WebhookResponse, is_public
 from wayside.webhooks.standard import (
     RETRY_AFTER_S_MAX,
@@ -796,59 +797,8 @@ async def test_a_cancelled_close_still_tells_everybody(make: Make) -> None:
 # -- over loopback
 
 
-class Receiver:
-    """A real HTTP server in a thread. ``answer`` is what it does with a request that it has read."""
-
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        self.requests: list[tuple[str, dict[str, str], bytes]] = []
-        self.answer: Callable[[http.server.BaseHTTPRequestHandler], None] = lambda handler: reply(handler, 204)
-        self.stopped = threading.Event()
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                outer.requests.append((self.path, dict(self.headers), body))
-                outer.answer(self)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        class Server(http.server.ThreadingHTTPServer):
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                """Clients leave as they like."""
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        if tls is not None:
-            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
-        self.port = self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def stop(self) -> None:
-        self.stopped.set()
-        self.server.shutdown()
-        self.server.server_close()
-
-
-def reply(handler: http.server.BaseHTTPRequestHandler, status: int, body: bytes = b"", **headers: str) -> None:
-    handler.send_response(status)
-    for name, value in headers.items():
-        handler.send_header(name.replace("_", "-"), value)
-    if status != 204:
-        handler.send_header("Content-Length", str(len(body)))
-    handler.end_headers()
-    handler.wfile.write(body)
-
-
 def write(handler: http.server.BaseHTTPRequestHandler, answer: bytes) -> None:
     handler.wfile.write(answer)
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-    yield receiver
-    receiver.stop()
 
 
 async def test_a_push_over_loopback(make: Make, receiver: Receiver) -> None:
@@ -859,7 +809,7 @@ async def test_a_push_over_loopback(make: Make, receiver: Receiver) -> None:
     assert delivery == DeliveryReport(IDENTITY, DeliveryOutcome.DELIVERED, 1, 204, "The receiver answered with 204.")
     [(path, headers, received)] = receiver.requests
     assert (path, received) == ("/a/b?c=d&e=%20", body)
-    assert headers["Host"] == f"127.0.0.1:{receiver.port}"
+    assert headers["host"] == f"127.0.0.1:{receiver.port}"
     assert headers["webhook-id"] == IDENTITY
     verify([SECRET], headers, received, now_s=START_MS / 1000)
 
@@ -870,7 +820,7 @@ async def test_a_name_may_have_an_address_that_does_not_answer(receiver: Receive
     webhooks = make(direct)
     delivery = await send(webhooks, url=f"http://receiver.example:{receiver.port}/").wait()
     assert (delivery.outcome, delivery.attempts) == (DeliveryOutcome.DELIVERED, 1)
-    assert receiver.requests[0][1]["Host"] == f"receiver.example:{receiver.port}"
+    assert receiver.requests[0][1]["host"] == f"receiver.example:{receiver.port}"
 
 
 async def test_a_private_receiver_is_not_reached(make: Make, receiver: Receiver) -> None:

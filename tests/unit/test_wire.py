@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.support import append, create, creation
+from tests.support.log import append, create, creation
 from wayside.core.errors import BadRequest, Conflict, Gone, Refusal, Unsupported
 from wayside.core.records import require_path
 from wayside.server.exchange import Request, parse_query, position_of, quote_header, unquote_path

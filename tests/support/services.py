@@ -1,17 +1,15 @@
-"""Services to call, and what calls them: over the wire, or through the ASGI application."""
+"""Services to call."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
-from urllib.parse import unquote
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 from google.protobuf import type_pb2
 
-from tests.http.wire import PATIENCE_S, Response
+from tests.support.waiting import PATIENCE_S
+from tests.support.wire import Response
 from wayside import Call, Hub
 from wayside.core.errors import NotFound, Refusal
 
@@ -136,67 +134,3 @@ def offer(hub: Hub) -> Holder:
     for handler in (double, add, greet, number, reverse, nothing, refuse, fail, pick, count):
         hub.service(handler.__name__)(handler)
     return Holder(hub)
-
-
-def problem_of(answer: Response) -> dict[str, Any]:
-    """The problem document of a refusal, which must be a whole one."""
-    assert answer["Content-Type"] == "application/problem+json", answer
-    document: dict[str, Any] = json.loads(answer.body)
-    assert document["status"] == answer.status
-    assert {"type", "title", "detail", "code", "retry"} <= set(document)
-    assert document["request_id"] == answer["X-Request-Id"]
-    return document
-
-
-class Asgi:
-    """One request to the ASGI application, and what it sends."""
-
-    def __init__(
-        self,
-        hub: Hub,
-        method: str,
-        target: str,
-        headers: Mapping[str, str] | None,
-        body: bytes | None,
-        *,
-        root_path: str = "",
-    ) -> None:
-        path, _, query = target.partition("?")
-        self._scope: dict[str, Any] = {
-            "type": "http",
-            "method": method,
-            "path": root_path + unquote(path),
-            "raw_path": (root_path + path).encode(),
-            "root_path": root_path,
-            "query_string": query.encode(),
-            "headers": [(n.lower().encode(), v.encode("latin-1")) for n, v in (headers or {}).items()],
-        }
-        self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._incoming.put_nowait({"type": "http.request", "body": body or b""})
-        self.sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.task = asyncio.ensure_future(self._run(hub))
-
-    async def _run(self, hub: Hub) -> None:
-        async def send(message: Any) -> None:
-            self.sent.put_nowait(dict(message))
-
-        await hub.asgi()(self._scope, self._incoming.get, send)
-
-    def leave(self) -> None:
-        self._incoming.put_nowait({"type": "http.disconnect"})
-
-    async def head(self) -> Response:
-        async with asyncio.timeout(PATIENCE_S):
-            start = await self.sent.get()
-        fields = {name.decode().lower(): value.decode("latin-1") for name, value in start["headers"]}
-        return Response(start["status"], "", fields)
-
-    async def response(self) -> Response:
-        response = await self.head()
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                message = await self.sent.get()
-                response.body += message["body"]
-                if not message.get("more_body"):
-                    await self.task
-                    return response

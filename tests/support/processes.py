@@ -7,11 +7,12 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 from uuid import uuid4
@@ -19,12 +20,11 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from tests.support.waiting import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 JS = ROOT / "tests" / "js"
 WAYSIDE = (sys.executable, "-m", "wayside")
-PATIENCE_S = 30.0
-"""What anything may take on a busy machine; only a failing test waits so long."""
-
 CHROMIUM = (
     "chromium",
     "chromium-browser",
@@ -57,16 +57,6 @@ def node(*packages: str) -> str:
         if not (JS / "node_modules" / package).is_dir():
             missing(f"the npm package {package}")
     return path
-
-
-def eventually(check: Callable[[], Any], what: str, within_s: float = PATIENCE_S) -> Any:
-    """Wait until ``check`` gives something true; returns it. For what other processes do, which no clock of ours moves."""
-    deadline = time.monotonic() + within_s
-    while True:
-        if result := check():
-            return result
-        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
-        time.sleep(0.02)
 
 
 class Output:
@@ -340,18 +330,8 @@ class Publisher:
         return self.acknowledged
 
 
-def events(lines: Iterator[str]) -> Iterator[tuple[str, str, str]]:
-    """Server-sent events as (event, id, data)."""
-    event, identity, data = "message", "", ""
-    for line in lines:
-        name, _, value = line.partition(":")
-        if not line:
-            if data:
-                yield event, identity, data
-            event, data = "message", ""
-        elif name == "event":
-            event = value.strip()
-        elif name == "id":
-            identity = value.strip()
-        elif name == "data":
-            data += value.removeprefix(" ")
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,4 +1,4 @@
-"""What tests of calls share: a worker that does nothing by itself, and a hub that has such workers."""
+"""Calls in a test: a worker that does nothing by itself, and what is in a call's stream."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from tests.support import read_records, turns
+from tests.support.log import read_records
+from tests.support.waiting import turns
 from wayside.calls.call import CallRequest, ServiceCall
 from wayside.calls.queue import worker_name
 from wayside.core.codecs import Payload
@@ -19,7 +20,7 @@ Key = tuple[str, int]
 """A call and the number of an attempt."""
 
 
-class Puppet:
+class PuppetWorker:
     """A worker as the hub sees one: it is given attempts, and says what the test has it say."""
 
     def __init__(self, test: TestHub, name: str, *services: dict[str, Any] | str, capacity: int = 16) -> None:

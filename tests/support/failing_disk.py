@@ -21,7 +21,7 @@ def failure(code: int) -> apsw.IOError:
     return error
 
 
-class Disk(apsw.VFS):
+class FailingDisk(apsw.VFS):
     """``rules`` maps (operation, kind) to what decides whether it fails: operations are sync, write, read; kinds db, wal.
 
     A rule is called with the number of bytes (0 for a sync) and returns the exception to raise, or None.
@@ -58,7 +58,7 @@ class Disk(apsw.VFS):
 
 
 class _File(apsw.VFSFile):
-    def __init__(self, disk: Disk, kind: str, name: Any, flags: list[int]) -> None:
+    def __init__(self, disk: FailingDisk, kind: str, name: Any, flags: list[int]) -> None:
         super().__init__(CHECKED_VFS, name, flags)
         self._disk = disk
         self._kind = kind

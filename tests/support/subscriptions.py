@@ -1,4 +1,4 @@
-"""What tests of subscriptions share: a receiver that answers as it was told, and the operations as coroutines."""
+"""Subscriptions in a test: a receiver that answers as it was told, and the operations as coroutines."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from tests.support import Answer as Told
-from tests.support import until
+from tests.support.log import Answer as Told
+from tests.support.waiting import until
 from wayside.testing import TestHub
 from wayside.webhooks.post import WebhookResponse
 from wayside.webhooks.subscription import Config, DurableSubscription, Kind

@@ -1,4 +1,4 @@
-"""What tests of groups share: groups over a log that can crash, with a clock that stands still, and members by hand."""
+"""Groups in a test: over a log that can crash, with a clock that stands still, and members by hand."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
-from tests.clock import ManualClock
-from tests.support import Answer, Disk, publish, turns, until
+from tests.support.disk import Disk
+from tests.support.log import Answer, publish
+from tests.support.waiting import turns, until
 from wayside.core.records import Meta
 from wayside.core.schedule import Timers
 from wayside.groups.events import GroupSpec, decode_snapshot, encode
@@ -18,8 +19,7 @@ from wayside.groups.registry import Groups
 from wayside.groups.state import GroupState, Member
 from wayside.link.frames import Ack, Extend, Nack, Part, Publish, Settled, Settlement
 from wayside.streams.streams import Streams
-
-__all__ = ["Held", "Puppet", "Stage", "again", "facts"]
+from wayside.testing import ManualClock
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Held:
         return Extend(self.number, self.position, 1, self.lease, seconds)
 
 
-class Puppet:
+class PuppetMember:
     """A member that does what the test says. ``got`` is all that it was ever given."""
 
     def __init__(self, stage: Stage, group: str, name: str, credit: int = 1000, *, once: bool = False) -> None:
@@ -74,7 +74,7 @@ class Puppet:
     def data(self) -> list[bytes]:
         return [held.data for held in self.got]
 
-    async def join(self) -> Puppet:
+    async def join(self) -> PuppetMember:
         self.group.join(self.member)
         await self._stage.settle()
         return self
@@ -153,8 +153,10 @@ class Stage:
         await self.settle()
         return group
 
-    async def member(self, name: str = "m", credit: int = 1000, *, group: str = "g", once: bool = False) -> Puppet:
-        return await Puppet(self, group, name, credit, once=once).join()
+    async def member(
+        self, name: str = "m", credit: int = 1000, *, group: str = "g", once: bool = False
+    ) -> PuppetMember:
+        return await PuppetMember(self, group, name, credit, once=once).join()
 
     async def publish(self, path: str, *records: bytes, meta: dict[int, Meta] | Meta | None = None) -> None:
         await publish(self.log, path, *records, meta=meta)

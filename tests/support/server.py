@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Awaitable, Callable, Mapping
+import json
+from collections.abc import Awaitable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
-from tests.embedded import store_of
-from tests.http.wire import PATIENCE_S, Response, Wire
+from tests.support.wire import Response, Wire
 from wayside.hub import Hub
+from wayside.storage.embedded.files import CHECKED_VFS
 
 TEXT = {"Content-Type": "text/plain"}
 JSON = {"Content-Type": "application/json"}
 BYTES = {"Content-Type": "application/octet-stream"}
-
-
-class Gate:
-    """Stands before the disk: while it is shut, what was accepted waits for its commit."""
-
-    def __init__(self, hub: Hub) -> None:
-        self._open = threading.Event()
-        self._open.set()
-        self._reached = threading.Event()
-        store: Any = store_of(hub.log)
-        commit = store.commit
-
-        def wait(unit: Any) -> Any:
-            self._reached.set()
-            assert self._open.wait(PATIENCE_S), "nobody opened the gate"
-            return commit(unit)
-
-        store.commit = wait
-
-    def shut(self) -> None:
-        self._reached.clear()
-        self._open.clear()
-
-    def open(self) -> None:
-        self._open.set()
-
-    async def reached(self) -> None:
-        """Wait until a commit stands before the gate."""
-        assert await asyncio.to_thread(self._reached.wait, PATIENCE_S)
 
 
 class Running:
@@ -85,6 +56,14 @@ class Running:
         assert answer.status == 200, answer
         return answer.body
 
+    @property
+    def url(self) -> str:
+        host, port = self.server.address
+        return f"http://{host}:{port}"
+
+    def websocket_url(self, target: str) -> str:
+        return f"ws{self.url.removeprefix('http')}{target}"
+
     def connection_of(self, wire: Wire) -> Any:
         """The server's side of a connection."""
         for connection in self.server.connections:
@@ -104,8 +83,23 @@ class Serve(Protocol):
     def __call__(self, *, disk: bool = False, **limits: Any) -> Awaitable[Running]: ...
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until something holds of which no event tells."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+class ServeDirectory(Protocol):
+    def __call__(self, directory: Path, *, vfs: str = CHECKED_VFS, **limits: Any) -> Awaitable[Running]: ...
+
+
+async def stop(running: Running) -> None:
+    """End a hub in order. Raises what its store has to say."""
+    for wire in running.wires:
+        wire.close()
+    running.server.stop()
+    await running.hub.close()
+
+
+def problem_of(answer: Response) -> dict[str, Any]:
+    """The problem document of a refusal, which must be a whole one."""
+    assert answer["Content-Type"] == "application/problem+json", answer
+    document: dict[str, Any] = json.loads(answer.body)
+    assert document["status"] == answer.status
+    assert {"type", "title", "detail", "code", "retry"} <= set(document)
+    assert document["request_id"] == answer["X-Request-Id"]
+    return document

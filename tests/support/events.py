@@ -1,11 +1,12 @@
-"""Server-sent events as a browser reads them (WHATWG HTML, section 9.2.6), over a :class:`Wire`."""
+"""Server-sent events as a browser reads them (WHATWG HTML, section 9.2.6), over a :class:`Wire` or from lines."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from tests.http.wire import Response, Wire
+from tests.support.wire import Response, Wire
 
 
 @dataclass(frozen=True)
@@ -124,3 +125,20 @@ class EventSource:
         result = list(self.parser.events)
         self.parser.events.clear()
         return result
+
+
+def events_of(lines: Iterable[str]) -> Iterator[Event]:
+    """The events of an answer that is read line by line, as they come."""
+    parser = EventParser()
+    for line in lines:
+        parser.feed(f"{line}\n".encode())
+        while parser.events:
+            yield parser.events.popleft()
+
+
+def events_in(data: bytes) -> list[Event]:
+    """The events of bytes that end after a whole one."""
+    parser = EventParser()
+    parser.feed(data)
+    assert parser.is_whole
+    return list(parser.events)
