@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -182,7 +183,7 @@ async def test_a_stream_that_another_hub_just_made_is_found(engine: ForeignEngin
     await create(one, "t")
     with pytest.raises(NotFound):
         two.find("t")
-    await two.refresh("t")
+    await asked(partial(two.refresh, "t"))
     assert two.find("t").tail == 0
     with pytest.raises(NotFound):
         await append(two, "nowhere", b"1")

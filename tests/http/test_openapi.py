@@ -305,7 +305,7 @@ async def test_what_has_one_name_and_is_not_one_stays_two(memory: Running) -> No
 async def test_the_document_is_as_services_are_now(memory: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """A service that is declared later is in the document; while nothing is, it is not made again."""
     make = Mock(wraps=document_of)
-    monkeypatch.setattr("wayside.server.http.metrics.document", make)
+    monkeypatch.setattr("wayside.server.http.operations.document", make)
     first = await memory.ask("GET", "/openapi.json")
     assert (await memory.ask("GET", "/openapi.json")).body == first.body
     assert make.call_count == 1

@@ -18,7 +18,7 @@ from urllib.parse import unquote_to_bytes
 
 from wayside.core.callbacks import Done, report
 from wayside.core.codecs import Payload, codec_for
-from wayside.core.errors import BadRequest, NotFound, Refusal, UnsupportedMediaType
+from wayside.core.errors import BadRequest, Gone, NotFound, Refusal, UnsupportedMediaType
 from wayside.core.policies import Policy, policy_of
 from wayside.core.records import JSON, Batch, Spool, media_type, require_size, start_position
 from wayside.streams.contract import Log, Sink, StreamView
@@ -439,6 +439,21 @@ def once_there(
 
     exchange.on_lost = leave
     begin(go)
+
+
+def asking(log: Log, path: str, handler: Handler) -> Handler:
+    """``handler``, of a stream that another hub of the same engine may have made, or appended to, just now: the engine is
+    asked before it refuses."""
+    if log.abilities.exclusive:
+        return handler
+
+    def answer(exchange: Exchange) -> None:
+        try:
+            handler(exchange)
+        except (NotFound, Gone):
+            once_there(exchange, partial(log.refresh, path), lambda _none: handler(exchange))
+
+    return answer
 
 
 T = TypeVar("T")

@@ -192,6 +192,11 @@ class Log(Protocol):
         """The stream at ``path``; raises :class:`~wayside.errors.NotFound` or ``Gone``."""
         ...
 
+    def refresh(self, path: str, done: Done) -> None:
+        """Ask the engine what is at a path, where another hub may have made or changed it; ``done`` gets None, or an
+        exception."""
+        ...
+
     def create(self, path: str, create: Create, done: Done) -> None:
         """Make a stream; ``done`` gets :class:`Created` after the commit, or an exception."""
         ...

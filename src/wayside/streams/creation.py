@@ -12,7 +12,17 @@ from wayside.core.callbacks import Done
 from wayside.core.clock import Clock
 from wayside.core.engine import CreateStream, Engine, Head, Put
 from wayside.core.errors import BadRequest, Conflict, Gone, TooMany
-from wayside.core.records import Append, Create, Created, Durability, Offset, Spool, StreamConfig, media_type
+from wayside.core.records import (
+    Append,
+    Create,
+    Created,
+    Durability,
+    Offset,
+    Spool,
+    StreamConfig,
+    is_reserved,
+    media_type,
+)
 from wayside.streams.catalog import Directory, no_such_stream
 from wayside.streams.commit import Commits
 from wayside.streams.optimistic import OptimisticCommits
@@ -160,7 +170,8 @@ class Creation:
         assert engine is not None
         assert optimistic is not None
         try:
-            if create.explicit & {"retention_bytes", "retention_age_s"} and not engine.abilities.trims:
+            kept = create.explicit & {"retention_bytes", "retention_age_s"}
+            if kept and not (engine.abilities.trims or is_reserved(path)):  # the hub's own may grow
                 raise BadRequest(
                     "This hub's engine cannot let go of the beginning of a stream: leave out the retention, or give the "
                     "stream a time to live.",

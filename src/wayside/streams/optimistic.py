@@ -88,6 +88,7 @@ class OptimisticCommits:
         self._asked: list[tuple[Put, asyncio.Future[Outcome]]] = []
         """Batches of all streams that the next commit takes."""
         self._asking = False
+        self.on_commit: Callable[[float, int], None] | None = None
         self.appends = self.records = self.bytes = 0
         self.uncommitted_bytes = 0
 
@@ -258,6 +259,7 @@ class OptimisticCommits:
         stream = line.stream
         put = put_of(pending, stream)
         put.path, put.id = stream.path, os.urandom(8).hex()
+        began = asyncio.get_running_loop().time()
         try:
             outcome = await self._settle(put)
         except BaseException:
@@ -269,6 +271,8 @@ class OptimisticCommits:
             self._adopt(stream.path, outcome.head)
             return
         line.asked = False
+        if self.on_commit is not None:
+            self.on_commit(asyncio.get_running_loop().time() - began, len(taken))
         pending.position = outcome.position
         for _ in taken:
             line.items.popleft()

@@ -28,8 +28,10 @@ from wayside.core.records import (
     Spool,
     StreamInfo,
     StreamTail,
+    is_reserved,
     require_config,
     require_path,
+    runs,
 )
 from wayside.streams.admission import check
 from wayside.streams.catalog import Directory, kept_for_forks, no_such_stream
@@ -156,6 +158,8 @@ class Streams:
     @on_commit.setter
     def on_commit(self, told: Callable[[float, int], None] | None) -> None:
         self._commits.on_commit = told
+        if self._optimistic is not None:
+            self._optimistic.on_commit = told
 
     def statistics(self) -> Statistics:
         commits: list[Commits | OptimisticCommits] = [self._commits]
@@ -186,10 +190,25 @@ class Streams:
         assert self._mirror is not None
         assert self._optimistic is not None
         if self._mirror.has_news(stream):
-            self._optimistic.spawn(self.refresh(stream.path))
+            self._optimistic.spawn(self._refresh(stream.path))
 
-    async def refresh(self, path: str) -> None:
-        """Ask the engine what is at a path, if it may have more than is known here."""
+    def refresh(self, path: str, done: Done) -> None:
+        """Ask the engine what is at a path, if it may have more than is known here; ``done`` gets None, or an exception."""
+
+        async def ask() -> None:
+            try:
+                await self._refresh(path)
+            except Exception as error:
+                done(error)
+            else:
+                done(None)
+
+        if self._optimistic is None:
+            done(None)
+        else:
+            self._optimistic.spawn(ask())
+
+    async def _refresh(self, path: str) -> None:
         if self._optimistic is not None and self._mirror is not None:
             stream = self._directory.streams.get(path)
             if stream is None or stream.awaited:
@@ -239,7 +258,7 @@ class Streams:
                 lambda: self.engine.read(stream.path, stream.sid, position, bytes_max, records_max)
             )
             if batches or position >= stream.tail:
-                return batches
+                return within(batches, bytes_max)
             await asyncio.sleep(SHORT_S)  # whoever answered has not all that is acknowledged yet
 
     async def _load_identities(self, stream: Stream, since_ms: int, count_max: int) -> Found:
@@ -318,7 +337,7 @@ class Streams:
         try:
             stream = self.find(path)
         except NotFound:
-            if settled or self._optimistic is None:
+            if settled or self._optimistic is None or is_reserved(path):
                 raise
             self._optimistic.spawn(self._append_elsewhere(path, append, done))
             return
@@ -365,7 +384,7 @@ class Streams:
     async def _append_elsewhere(self, path: str, append: Append, done: Done) -> None:
         """Append to a stream that is not known here: another hub may have made it just now."""
         try:
-            await self.refresh(path)
+            await self._refresh(path)
             self._append(path, append, done, settled=True)
         except Exception as error:
             done(error)
@@ -590,6 +609,20 @@ class Streams:
     def delivered(self, pattern: str, count: int) -> None:
         """Count records given by a pattern that follows nothing."""
         self.tally.delivered(pattern, count)
+
+
+def within(batches: list[Batch], bytes_max: int) -> list[Batch]:
+    """The beginning of ``batches``, of about ``bytes_max`` bytes: an engine may give a batch only whole."""
+    result: list[Batch] = []
+    for batch in batches:
+        if batch.size > bytes_max:
+            first = runs(batch.records, batch.size, bytes_max, batch.count)[0]
+            batch = batch.until(batch.position + len(first))
+        result.append(batch)
+        bytes_max -= batch.size
+        if bytes_max <= 0:
+            break
+    return result
 
 
 def _require_whole(stream: Stream, append: Append) -> None:

@@ -12,7 +12,7 @@ from wayside.core.errors import BadRequest, MethodNotAllowed, NotFound, Refusal
 from wayside.core.globs import Glob, is_glob
 from wayside.core.records import is_reserved, require_path, require_public
 from wayside.groups.registry import Groups
-from wayside.server.exchange import Exchange, Handler, Request, member_of, preferred_wait_s
+from wayside.server.exchange import Exchange, Handler, Request, asking, member_of, preferred_wait_s
 from wayside.server.http.head import PREFLIGHT
 from wayside.server.http.operations import Operations
 from wayside.server.patterns import (
@@ -141,11 +141,11 @@ class Routes:
             case "PUT":
                 return lambda exchange: streams.create(exchange, log, path, base)
             case "DELETE":
-                return lambda exchange: streams.delete(exchange, log, path)
+                return asking(log, path, lambda exchange: streams.delete(exchange, log, path))
             case "HEAD":
-                return lambda exchange: streams.head(exchange, log.find(path, touch=False))
+                return asking(log, path, lambda exchange: streams.head(exchange, log.find(path, touch=False)))
             case "GET":
-                return self._read(request, path)
+                return asking(log, path, self._read(request, path))
         raise _not_allowed(request, _allowed(request.path))
 
     def _service(self, request: Request, name: str, prefix: str) -> Handler:
