@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any
@@ -17,7 +16,7 @@ import httptools
 import msgspec
 
 from wayside.core.errors import Refusal, refusal_of
-from wayside.link.connection import RECONNECT_S_MAX, Unreachable
+from wayside.link.connection import RECONNECT, Unreachable
 
 __all__ = ["http_events"]
 
@@ -43,7 +42,7 @@ async def http_events(url: str, offset: str) -> AsyncIterator[tuple[str, bytes]]
             failures += 1
             if failures > RETRIES_MAX:
                 raise Unreachable(f"{url} gives no events: {error}.") from error
-        await asyncio.sleep(random.uniform(0, min(RECONNECT_S_MAX, 0.1 * 2**failures)))
+        await asyncio.sleep(RECONNECT.delay_s(failures + 1))
 
 
 class _Response:

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
+from wayside.core.backoff import Backoff
 from wayside.core.callbacks import guarded
 from wayside.core.errors import BadRequest, Overloaded, Refusal
 from wayside.link import frames as f
 
 __all__ = ["Channel", "Channels", "FrameTransport", "Local", "Unreachable", "WebSocket"]
 
-RECONNECT_S, RECONNECT_S_MAX = 0.1, 5.0
+RECONNECT = Backoff(0.1, 5.0)
 """Before a connection is tried again: doubled each time, with full jitter."""
 MESSAGE_BYTES_MAX = 256 * 1024 * 1024
 SENT_BYTES_MAX = 64 * 1024 * 1024
@@ -375,10 +375,10 @@ class Channels:
     async def _try_again(self) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        delay = RECONNECT_S
+        attempts = 0
         while not self._closed:
-            await asyncio.sleep(random.uniform(0, delay))
-            delay = min(delay * 2, RECONNECT_S_MAX)
+            attempts += 1
+            await asyncio.sleep(RECONNECT.delay_s(attempts))
             try:
                 await self._transport.open(self._take, self._lost)
             except OSError as error:
