@@ -24,14 +24,12 @@ from wayside.calls.workers import WorkerLeases
 from wayside.client.calls import CallHandle
 from wayside.client.client import Client, PolicyName
 from wayside.client.subscriber import CONCURRENCY, Subscribers, Subscription, subscription
-from wayside.core.callbacks import Done
 from wayside.core.clock import Clock, SystemClock
 from wayside.core.engine import Engine
 from wayside.core.errors import BadRequest
 from wayside.core.limits import Limits
 from wayside.core.metadata import Publication, Published, Said
 from wayside.core.records import JSON, Durability, Record, StreamConfig, StreamInfo, require_public
-from wayside.groups.events import GroupSpec
 from wayside.groups.registry import Groups
 from wayside.groups.webhook import GroupPush
 from wayside.link.connection import Channels, Local
@@ -48,7 +46,7 @@ from wayside.streams.inprocess import InProcess
 from wayside.streams.presence import Presence, PresenceEvent, Presences
 from wayside.streams.streams import Streams
 from wayside.webhooks.post import Poster
-from wayside.webhooks.standard import Webhooks
+from wayside.webhooks.standard import Webhooks, sign
 from wayside.webhooks.subscriptions import Subscriptions
 
 __all__ = ["Hub", "Parts", "detach", "package_version"]
@@ -176,9 +174,12 @@ class Hub:
     # -- parts: a hub that is only imported opens no store
 
     def _build(self) -> Parts:
-        """All parts, in the order in which they need each other. Raises where the directory cannot be opened."""
+        """All parts, in the order in which they need each other. Raises where the directory cannot be opened, and ValueError
+        for a webhook secret that is none."""
         limits, clock = self.limits, self.clock
         secrets, private = self.webhook_secrets, self.webhook_private
+        for secret in secrets:
+            sign(secret, "check", 0, b"")  # raises for what is none: nobody would close a store that was opened before
         log = Streams(self._open_engine(), limits=limits, clock=clock)
         calls = Calls(log, clock, limits)
         timers = calls.timers
@@ -188,12 +189,8 @@ class Hub:
         present = Presence(log, timers, clock)
         delaying = Delaying(log, timers, clock)
         group_push = None
-        if webhooks is not None:
-
-            def put(name: str, spec: GroupSpec, done: Done) -> None:
-                groups.put(name, spec, done)  # which are given what pushes for them
-
-            group_push = GroupPush(put, webhooks, timers)
+        if webhooks is not None:  # it and the groups hear of each other
+            group_push = GroupPush(lambda name, spec, done: groups.put(name, spec, done), webhooks, timers)
         told = (group_push.webhooks.check, group_push.specified) if group_push is not None else ()
         groups = Groups(log, clock, timers, *told)
         subscriptions = Subscriptions(log, timers, clock, poster)

@@ -147,6 +147,15 @@ async def test_a_store_that_was_opened_and_never_served_is_closed(tmp_path: Path
         await other.publish("a", 1)
 
 
+async def test_what_cannot_be_served_leaves_no_store_open(tmp_path: Path) -> None:
+    """A secret that is none is refused before the directory is opened: it is there for others."""
+    hub = Hub(f"file:{tmp_path / 'data'}", webhook_secrets=["whsec_short"])
+    with pytest.raises(ValueError):
+        await hub.start()
+    async with Hub(hub.url) as other:
+        await other.publish("a", 1)
+
+
 @pytest.mark.parametrize("used", [True, False])
 async def test_a_closed_hub_makes_nothing_anew(url: str, used: bool) -> None:
     """Nothing is opened again by whoever still has a hub that was closed."""
