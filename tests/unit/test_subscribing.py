@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.support.waiting import until
 from wayside import Delivery, Hub, Reject, Retry
 from wayside.testing import TestHub, point
 
@@ -262,6 +263,27 @@ async def test_no_more_handlers_run_than_are_to() -> None:
         await test.settle()
         assert most == 3
         assert (await counts(test))["acked"] == 10
+
+
+async def test_records_leave_threads_to_the_calls_that_they_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More handlers than there are threads, each blocked on a plain service of the same process: all of them end."""
+    monkeypatch.setattr("wayside.calls.runner.THREADS_MAX", 4)
+    hub = Hub()
+
+    @hub.service("tax")
+    def tax(n: int) -> int:
+        return n + 1
+
+    @hub.subscribe("orders/*", group="billing", concurrency=20)
+    def bill(order: Order, delivery: Delivery) -> None:
+        waited = asyncio.run_coroutine_threadsafe(hub.call("tax", order.n), loop)
+        assert waited.result(30) == order.n + 1
+
+    loop = asyncio.get_running_loop()
+    async with hub:
+        await hub.publish("orders/eu", *({"n": n} for n in range(20)))
+        counts = hub.groups.group("billing").journal.state.counts
+        await until(lambda: counts["acked"] == 20)
 
 
 # -- declaring

@@ -25,10 +25,12 @@ Item = TypeVar("Item")
 class Threads:
     """Where plain functions run, be they handlers of calls or of records: they may block."""
 
-    __slots__ = ("_pool",)
+    __slots__ = ("_pool", "records")
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
+        self.records = asyncio.Semaphore(THREADS_MAX // 2)
+        """Held by each handler of a record while it runs: those of the calls that it waits for find a thread all the same."""
 
     def run(
         self, function: Callable[..., Any], arguments: Sequence[Any], keywords: Mapping[str, Any]

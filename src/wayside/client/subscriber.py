@@ -256,7 +256,8 @@ class _Consumer:
             if signature.reads_uploads:
                 await signature.read_uploads(arguments, keywords, self._open)
             if signature.threaded:
-                result = await self._threads.run(function, arguments, keywords)
+                async with self._threads.records:
+                    result = await self._threads.run(function, arguments, keywords)
                 await asyncio.sleep(0)  # behind what the thread had said on the event loop
             else:
                 result = await function(*arguments, **keywords)
