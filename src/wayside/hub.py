@@ -88,7 +88,7 @@ class Parts:
     leases: WorkerLeases
     present: Presence
     delaying: Delaying
-    streams: InProcess
+    inprocess: InProcess
     poster: Poster
     webhooks: Webhooks | None
     groups: Groups
@@ -209,7 +209,7 @@ class Hub:
             leases=leases,
             present=present,
             delaying=delaying,
-            streams=InProcess(log, delaying, present),
+            inprocess=InProcess(log, delaying, present),
             poster=poster,
             webhooks=webhooks,
             groups=groups,
@@ -254,7 +254,7 @@ class Hub:
 
     @property
     def leases(self) -> WorkerLeases:
-        """WorkerLeases of the workers elsewhere."""
+        """Leases of the workers elsewhere."""
         return self._own.leases
 
     @property
@@ -457,7 +457,7 @@ class Hub:
         stated = ["content_type", *(name for name, value in said.items() if value is not None)]
         require_public(stream)
         await self.start()
-        return await self._own.streams.create(stream, config, stated)
+        return await self._own.inprocess.create(stream, config, stated)
 
     async def publish(
         self,
@@ -484,7 +484,7 @@ class Hub:
         await self.start()
         said = Said(id, key, dict(headers or {}), ttl, delay)
         if self._lent is None:
-            return await self._own.streams.publish(stream, records, said, close)
+            return await self._own.inprocess.publish(stream, records, said, close)
         there = self._lent
         offset = ""
         if records:
@@ -502,7 +502,7 @@ class Hub:
         await self.start()
         if self._lent is not None:
             return await self._lent.publish_all(publications)
-        return await self._own.streams.publish_all(publications)
+        return await self._own.inprocess.publish_all(publications)
 
     async def read(
         self,
@@ -533,7 +533,7 @@ class Hub:
             async for record in self._lent.read(stream, offset, **options):
                 yield record
             return
-        reading = await self._own.streams.read(stream, offset, **options)
+        reading = await self._own.inprocess.read(stream, offset, **options)
         try:
             async for batch in reading.batches():
                 for index in range(len(batch.records)):
@@ -556,18 +556,18 @@ class Hub:
         """Nothing can be appended any more; followers end. Returns the last offset."""
         require_public(stream)
         await self.start()
-        return await self._own.streams.close(stream)
+        return await self._own.inprocess.close(stream)
 
     async def delete(self, stream: str) -> None:
         """Delete a stream and its records."""
         require_public(stream)
         await self.start()
-        await self._own.streams.delete(stream)
+        await self._own.inprocess.delete(stream)
 
     async def info(self, stream: str) -> StreamInfo:
         """What a stream is now."""
         await self.start()
-        return self._own.streams.info(stream)
+        return self._own.inprocess.info(stream)
 
     # -- services
 

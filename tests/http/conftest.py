@@ -12,6 +12,7 @@ import uvloop
 
 from tests.support.disk import Gate
 from tests.support.memory import in_memory, tmp_path
+from tests.support.on_foreign import choose, use_foreign
 from tests.support.server import Running, Serve
 from wayside import Limits
 from wayside.hub import Hub
@@ -21,6 +22,19 @@ __all__ = ["in_memory", "tmp_path"]
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    choose(metafunc)
+
+
+@pytest.fixture(autouse=True)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where hubs keep their streams: in the engine that they choose themselves, or all of them in a foreign one."""
+    chosen: str = getattr(request, "param", "own")
+    if chosen == "foreign":
+        use_foreign(monkeypatch)
+    return chosen
 
 
 @pytest.fixture

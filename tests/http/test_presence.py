@@ -203,8 +203,8 @@ async def test_a_stream_of_joins_that_has_expired_begins_with_who_is_there(room:
     await room.poll("bob")
     room.pass_(LEASE_S)
     room.pass_(4000)
-    room.running.hub.log.upkeep.expire(room.clock.wall_ms())
-    assert "__presence/room" not in room.running.hub.log._directory.streams
+    room.running.hub.log.retention.expire(room.clock.wall_ms())
+    assert "__presence/room" not in room.running.hub.log._catalog.streams
     assert await room.told() == [("join", "ann")]
     await room.poll("cid")
     assert await room.told() == [("join", "ann"), ("join", "cid")]

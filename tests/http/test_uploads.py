@@ -527,7 +527,7 @@ async def test_an_upload_that_nobody_touches_expires(clock: ManualClock) -> None
     clock.advance(2 * 3600)
     assert (await running.ask("HEAD", target, TUS)).status == 404
     assert await offset_of(running, other) == 1
-    hub.log.upkeep.expire(clock.wall_ms())
+    hub.log.retention.expire(clock.wall_ms())
     assert hub.log.statistics().streams == 2
     running.server.stop()
     await hub.close()

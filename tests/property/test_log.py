@@ -578,7 +578,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule()
     def let_idle_streams_go(self) -> None:
         async def work() -> None:
-            self.log.upkeep.unload()  # else a timer's work
+            self.log.retention.unload()  # else a timer's work
 
         self.run(work())
 

@@ -169,9 +169,9 @@ def spool(data: bytes) -> Spool:
 
 def expire(log: Streams) -> None:
     """What the sweep does once a second: end streams whose time is over."""
-    log.upkeep.expire(log.clock.wall_ms())
+    log.retention.expire(log.clock.wall_ms())
 
 
 def retain_by_age(log: Streams) -> None:
     """What the sweep does now and then: let old records go."""
-    log.upkeep.retain_by_age(log.clock.wall_ms())
+    log.retention.retain_by_age(log.clock.wall_ms())

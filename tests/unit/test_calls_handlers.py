@@ -352,7 +352,7 @@ async def test_a_call_in_memory_is_answered_without_its_stream(test: TestHub) ->
     waiting = asyncio.create_task(test.call("job"))
     await test.settle()
     test.clock.advance(1000)
-    test.hub.log.upkeep.expire(test.clock.wall_ms())
+    test.hub.log.retention.expire(test.clock.wall_ms())
     go_on.set()
     async with asyncio.timeout(10):
         assert await waiting == "well"

@@ -310,14 +310,14 @@ async def test_a_silent_cohort_is_kept_alive(log: Streams) -> None:
     await create(log, "s")
     sink = Recorder()
     _follow(log, sink)
-    log.upkeep.heartbeat()
-    log.upkeep.heartbeat()
+    log.retention.heartbeat()
+    log.retention.heartbeat()
     assert sink.frames.count("heartbeat") == 1
     await append(log, "s", b"1")
     await _all(sink, 1)
-    log.upkeep.heartbeat()
+    log.retention.heartbeat()
     assert sink.frames.count("heartbeat") == 1
-    log.upkeep.heartbeat()
+    log.retention.heartbeat()
     assert sink.frames.count("heartbeat") == 2
 
 

@@ -320,7 +320,7 @@ async def test_an_idle_follower_hears_a_heartbeat(log: Streams) -> None:
     """As one of any stream."""
     sink = follow(log, await union(log, "o/*"), 0)
     for _ in range(2):
-        log.upkeep.heartbeat()
+        log.retention.heartbeat()
     assert sink.frames == [("caught-up", 0), "heartbeat"]
 
 

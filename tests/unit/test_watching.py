@@ -143,7 +143,7 @@ async def test_a_stream_tells_when_it_is_loaded_again(disk: Disk, monkeypatch: p
     known = log.find("a")
 
     def unloaded() -> bool:
-        log.upkeep.unload()
+        log.retention.unload()
         return log.find("a") is not known
 
     await until(unloaded)
@@ -192,7 +192,7 @@ async def test_tails_load_nothing(disk: Disk) -> None:
     await create(disk.log, "many/last")
     log = await disk.restart()
     assert len(tails(log, "many/**")) == 201
-    assert not log._directory.streams
+    assert not log._catalog.streams
     gate = disk.gate()
     gate.shut()
     made, added = begin_create(log, "many/new"), begin_append(log, "many/000", b"1")

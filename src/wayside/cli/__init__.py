@@ -1,1 +1,1 @@
-"""The `wayside` command, and nothing but commands."""
+"""The `wayside` command: a file for each group of commands, and what commands alone need."""

@@ -1,4 +1,4 @@
-"""What commands share: how they fail, how they are given a hub, and a group that takes them."""
+"""What commands share: how they fail, and how they are given a hub."""
 
 from __future__ import annotations
 

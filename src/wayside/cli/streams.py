@@ -1,4 +1,4 @@
-"""Commands about streams: publish, tail, streams, create, close, delete, info."""
+"""Commands about streams: publish, tail, streams, create, close, delete, info, presence."""
 
 from __future__ import annotations
 

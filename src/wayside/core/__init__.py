@@ -1,1 +1,1 @@
-"""Values and contracts: nothing here waits, nor knows a disk or a socket."""
+"""Values and contracts: nothing here knows a disk or a socket."""

@@ -79,7 +79,9 @@ class Abilities:
     forks: bool = True
     """A path can share records with another."""
     entry_bytes_max: int = END
-    """Bytes of one batch."""
+    """Bytes of one batch, with what is known beside its records."""
+    entry_records_max: int = END
+    """Records of one batch."""
 
 
 class AppendState(msgspec.Struct, array_like=True, omit_defaults=False, gc=False):
@@ -223,7 +225,7 @@ class TailMoved(NamedTuple):
 class Unknown(NamedTuple):
     """The engine may have the batch, or may not."""
 
-    error: Exception
+    error: BaseException
 
 
 Outcome = Stored | TailMoved | Unknown
@@ -238,8 +240,17 @@ class Change(NamedTuple):
 
 
 class Engine(Protocol):
-    """Where streams are kept. Every method may wait, is bounded in time by the engine, and raises
-    :class:`~wayside.errors.StoreFailed` where the engine cannot be reached, or answers what it cannot know."""
+    """Where streams are kept.
+
+    Every method may wait, and is bounded in time by the engine. Where it cannot be reached, or answers what makes no sense, it
+    raises :class:`~wayside.errors.StoreFailed` or any error of its own client: it is asked again for a while. Any other
+    :class:`~wayside.errors.Refusal` is final: nothing was done, and nothing will be. What it is cancelled in the middle of is
+    done, or not.
+
+    A stream is its path and its ``sid``, a number that its maker chose: another at that path has another. Positions begin at
+    0 and have at most 16 digits. ``head``, ``create`` and what ``commit`` compares are the truth of that moment, never a
+    replica's; ``read`` and ``changes`` may be behind.
+    """
 
     abilities: Abilities
 
@@ -260,8 +271,11 @@ class Engine(Protocol):
         ...
 
     async def commit(self, puts: Sequence[Put]) -> list[Outcome]:
-        """Append batches, one for each path: each whole or not at all, and each only where its stream is ``sid`` and its
-        tail is ``position``. Once it is cancelled, each is as good as :class:`Unknown`."""
+        """Append batches, at most one for each stream: each whole or not at all, and each only where the stream at its path is
+        ``sid``, is not closed, and has its tail at ``position``; else :class:`TailMoved`. A batch without records (a close)
+        does not move the tail. ``state`` is merged into what was known beside the records. It never repeats a batch by
+        itself: :class:`TailMoved` might then be told of its own first try. A batch that it will never take it refuses by
+        raising when it is given that alone."""
         ...
 
     async def read(self, path: str, sid: int, position: int, bytes_max: int, records_max: int) -> list[Batch]:
@@ -270,8 +284,9 @@ class Engine(Protocol):
         ...
 
     async def find_batch(self, path: str, sid: int, position: int, id: str) -> int | None:
-        """Where the batch ``id`` is that was to be appended at ``position``: its first record's position; None where it is
-        not, and will never be."""
+        """Where the batch ``id`` is that was to be appended at ``position``: its first record's position; None where it is not
+        there now. It sees all that a :class:`TailMoved` was told for: not a replica's. Names are needed for a minute after
+        their batch, also where its records were let go."""
         ...
 
     async def trim(self, path: str, sid: int, start: int) -> None:
@@ -283,8 +298,9 @@ class Engine(Protocol):
         ...
 
     def changes(self) -> AsyncIterator[list[Change]]:
-        """First what is at all paths, in one list or several, then an empty list, then what changes. Raises where it
-        breaks off: it is begun anew."""
+        """First what is at all paths, in one list or several, then an empty list, then what changes: by other hubs too, and by
+        whoever listens. It may be late, tell again, and leave out what was true in between; the last it tells is true. Raises
+        where it breaks off: it is begun anew."""
         ...
 
     async def paths(self, prefix: str, after: str, limit: int) -> list[Head]:
@@ -379,7 +395,7 @@ class Submits(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """A snapshot of a log, for metrics and tests."""
+    """A snapshot of the streams of a hub and of who follows them, for metrics and tests."""
 
     streams: int = 0
     appends: int = 0

@@ -1,4 +1,4 @@
-"""Every bound of one hub, together, with the reason for each."""
+"""Every bound of one hub that can be chosen, together, with the reason for each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Limits"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Every bound of one hub, together. Bytes, seconds and counts as the names say."""
+    """Every bound of one hub that can be chosen, together. Bytes, seconds and counts as the names say."""
 
     header_bytes_max: int = 32 * 1024
     """A request head. Nginx takes 32 KiB (4 x 8k), Node 16 KiB."""

@@ -161,8 +161,6 @@ class Tracing:
         self.passed = ""
         self.skipped = False
         """Whether the group was told to read from after it."""
-        self.other: list[dict[str, Any]] = []
-        """What else happened to it."""
 
     def take(self, event: Event) -> None:
         """The next event."""
@@ -196,7 +194,6 @@ class Tracing:
         elif isinstance(event, Redriven):
             if (at, position) in event.entries:
                 self.dead = None
-                self.other.append({"event": "redriven", "time_ms": event.time_ms})
         elif isinstance(event, Passed):
             run = event.upto - event.count if event.upto else position + 1
             if event.number == at and (run <= position < event.upto or position in event.positions):
@@ -207,7 +204,6 @@ class Tracing:
                 self.skipped = event.position > position
                 if not self.skipped:
                     self.dead, self.passed = None, ""
-                self.other.append({"event": "seek", "time_ms": event.time_ms})
         elif isinstance(event, Shortened):
             if event.number == at and event.position <= position:  # what was there before was another record
                 self.deliveries, self.dead, self.passed, self.skipped, self.whole = [], None, "", False, True

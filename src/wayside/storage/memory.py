@@ -1,8 +1,8 @@
-"""The memory engine: streams in this process, gone with it. Several hubs of one process may share it.
+"""The memory engine: streams in this process, gone with it.
 
 It is the smallest thing that keeps the contract of all engines, and answers as those do that are reached over a network:
-later, and with other writers beside. (Records of streams with durability ``memory`` are not here: whatever the engine,
-the hub that made such a stream holds them itself.)
+later, and with other writers beside. A hub at ``memory:`` asks it for nothing: records of streams with durability
+``memory``, which there all streams have, are held by the hub that made them, whatever its engine.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from wayside.core.errors import Gone
 from wayside.core.records import Batch
 
 __all__ = ["MemoryEngine"]
+
+
+IDS_MAX = 1000
+"""Names of the last batches of a stream: who asks for one was not answered just now."""
 
 
 class _Kept(NamedTuple):
@@ -62,7 +66,7 @@ class MemoryEngine:
         outcomes: list[Outcome] = []
         for put in puts:
             kept = self._kept.get(put.path)
-            if kept is None or kept.head.sid != put.sid or kept.head.tail != put.position:
+            if kept is None or kept.head.sid != put.sid or kept.head.tail != put.position or kept.head.state.closed:
                 outcomes.append(TailMoved(replace(kept.head) if kept is not None else None))
             else:
                 outcomes.append(Stored(self._append(kept, put)))
@@ -83,6 +87,8 @@ class MemoryEngine:
             head.state = head.state.merge(put.state)
         if put.id:
             kept.ids[put.id] = position
+            if len(kept.ids) > IDS_MAX:
+                del kept.ids[next(iter(kept.ids))]
         return position
 
     async def read(self, path: str, sid: int, position: int, bytes_max: int, records_max: int) -> list[Batch]:
@@ -146,4 +152,8 @@ class MemoryEngine:
         changes = [Change(path, replace(self._kept[path].head) if path in self._kept else None) for path in paths]
         if changes:
             for queue in self._watching:
-                queue.put_nowait(changes)
+                self.send(queue, changes)
+
+    def send(self, queue: asyncio.Queue[list[Change]], changes: list[Change]) -> None:
+        """Tell one of them."""
+        queue.put_nowait(changes)

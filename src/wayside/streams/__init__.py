@@ -1,1 +1,1 @@
-"""What the hub makes of any engine: followers, unions, delays, presence."""
+"""What the hub makes of any engine: streams in memory, appends and their commits, followers, unions, delays, presence."""

@@ -10,7 +10,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from wayside.core.clock import Clock
@@ -26,8 +26,8 @@ LOADED_MAX = 100_000
 """Streams held in memory; idle ones beyond it are let go and read from the store again when needed."""
 
 
-class Directory:
-    """Streams by path and by sid. ``store`` None: there are no others."""
+class Catalog:
+    """Streams by path and by sid. ``engine`` None: there are no others."""
 
     def __init__(
         self, engine: Submits | None, limits: Limits, clock: Clock, later: ReadLater, *, awaited: bool = False
@@ -40,8 +40,9 @@ class Directory:
         """Those whose deletion is on its way to the disk, and may yet be taken back."""
         self.recent: OrderedDict[Stream, None] = OrderedDict()
         """Those that the store has too, about least recently appended to first."""
+        self._numbers = count()
         self.deadlines: list[tuple[int, int, Stream]] = []
-        """Heap of (time in ms, sid, stream); a stream whose time has moved on is put back when it comes up."""
+        """Heap of (time in ms, a number, stream); a stream whose time has moved on is put back when it comes up."""
         self.cached_bytes = 0
         """Memory that records take of streams that the store has too."""
         self.memory_bytes = 0
@@ -91,7 +92,12 @@ class Directory:
             stream.source.branches.add(stream)
         self.charge(stream, stream.cached_bytes)
         if stream.deadline_ms is not None:
-            heapq.heappush(self.deadlines, (stream.deadline_ms, stream.sid, stream))
+            self.watch_deadline(stream)
+
+    def watch_deadline(self, stream: Stream) -> None:
+        """Have it looked at when its time is over."""
+        assert stream.deadline_ms is not None
+        heapq.heappush(self.deadlines, (stream.deadline_ms, next(self._numbers), stream))
 
     def watch(self, glob: Glob, told: Told) -> Callable[[], None]:
         """Have every stream that ``glob`` matches tell of its changes; returns how to end it."""

@@ -19,7 +19,7 @@ from wayside.core.engine import Committed, Operation, Submits, Unit
 from wayside.core.errors import Overloaded, Refusal, StoreFailed, StoreFull
 from wayside.core.limits import Limits
 from wayside.core.records import Append, Appended, Batch, Durability, Spool, cost_of
-from wayside.streams.catalog import Directory
+from wayside.streams.catalog import Catalog
 from wayside.streams.stream import Pending, Stream, put_of
 
 LAZY_S = 0.05
@@ -52,12 +52,12 @@ class Commits:
     def __init__(
         self,
         engine: Submits | None,
-        directory: Directory,
+        catalog: Catalog,
         limits: Limits,
         clock: Clock,
     ) -> None:
         self._engine = engine
-        self._directory = directory
+        self._catalog = catalog
         self._limits = limits
         self._clock = clock
         self.on_shown: Callable[[Stream], object] = id
@@ -115,9 +115,9 @@ class Commits:
     def require_working(self, durability: Durability, *, adding: bool = True) -> None:
         """Raise what stands in the way of a change now; ``adding``: of one that takes room."""
         if durability is Durability.MEMORY or self._engine is None:
-            if adding and self._directory.memory_bytes > self._limits.memory_bytes_max:
+            if adding and self._catalog.memory_bytes > self._limits.memory_bytes_max:
                 raise StoreFull(
-                    f"The streams in memory take {self._directory.memory_bytes} bytes, as many as they may "
+                    f"The streams in memory take {self._catalog.memory_bytes} bytes, as many as they may "
                     "(--memory-bytes-max). Delete some, or give them a smaller retention.",
                     code="memory-full",
                 )
@@ -296,7 +296,7 @@ class Commits:
             self._fail(flight, outcome)
             return
         self._full = False
-        by_sid = self._directory.by_sid
+        by_sid = self._catalog.by_sid
         for sid, sealed in outcome.sealed.items():
             stream = by_sid.get(sid)
             if stream is not None and sealed > stream.sealed:
@@ -322,12 +322,12 @@ class Commits:
 
     def _show(self, pendings: list[Pending]) -> None:
         """Make appends visible, acknowledge them, then deliver them."""
-        directory, on_shown = self._directory, self.on_shown
+        catalog, on_shown = self._catalog, self.on_shown
         for pending in pendings:
             stream = pending.stream
             held = stream.cached_bytes
             stream.commit(pending)
-            directory.charge(stream, stream.cached_bytes - held)
+            catalog.charge(stream, stream.cached_bytes - held)
             acks = pending.acks
             self.appends += len(acks)
             self.records += stream.tail - pending.position

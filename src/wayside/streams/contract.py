@@ -1,6 +1,6 @@
-"""The contracts between the parts: what a log is, what a pattern may know of a stream, how followers write.
+"""What the floors above know of streams: all of them (``Log``), one of them (``StreamView``), and those who follow one.
 
-Nothing here does anything; an engine, a pattern or a server implements one side and uses another.
+Nothing here does anything: this package implements one side of it, a pattern or a server the other.
 """
 
 from __future__ import annotations
@@ -180,7 +180,9 @@ class StreamView(Protocol):
 
 
 class Log(Protocol):
-    """What stores streams: the contract of every engine. All of it is called from one event loop."""
+    """The streams of a hub, as patterns, calls, groups and everything else above use them: what
+    :class:`~wayside.streams.streams.Streams` makes of an engine. (The contract of the engine itself is
+    :class:`wayside.core.engine.Engine`.) All of it is called from one event loop."""
 
     limits: Limits
     durable: bool

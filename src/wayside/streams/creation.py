@@ -11,7 +11,7 @@ from typing import Any
 from wayside.core.callbacks import Done
 from wayside.core.clock import Clock
 from wayside.core.engine import CreateStream, Engine, Head, Put
-from wayside.core.errors import BadRequest, Conflict, Gone, TooMany
+from wayside.core.errors import BadRequest, Conflict, Gone, Overloaded, TooMany
 from wayside.core.records import (
     Append,
     Create,
@@ -23,7 +23,7 @@ from wayside.core.records import (
     is_reserved,
     media_type,
 )
-from wayside.streams.catalog import Directory, no_such_stream
+from wayside.streams.catalog import Catalog, no_such_stream
 from wayside.streams.commit import Commits
 from wayside.streams.optimistic import OptimisticCommits
 from wayside.streams.stream import Stream, put_of
@@ -34,13 +34,13 @@ class Creation:
 
     def __init__(
         self,
-        directory: Directory,
+        catalog: Catalog,
         commits: Commits,
         clock: Clock,
         lookup: Callable[[str], Stream | None],
         take_epoch: Callable[[], int],
     ) -> None:
-        self._directory = directory
+        self._catalog = catalog
         self._commits = commits
         self._clock = clock
         self._lookup = lookup
@@ -100,7 +100,7 @@ class Creation:
         while rest:
             if at >= source.tail:
                 raise overshoot
-            for batch in await source.read(at, self._directory.limits.read_bytes_max):
+            for batch in await source.read(at, self._catalog.limits.read_bytes_max):
                 at = batch.position
                 for record in batch.records:
                     if rest < len(record):
@@ -114,6 +114,8 @@ class Creation:
         existing = self._lookup(path)
         if existing is None:
             return False
+        if existing.gone and existing.awaited:
+            raise Overloaded(f"{path} is being removed. Try again shortly.", headers={"Retry-After": "1"})
         if existing.gone:
             raise Conflict(f"{path} was deleted and is kept for its forks: its name is taken.", code="stream-deleted")
         if difference := _difference(existing, create):
@@ -127,18 +129,18 @@ class Creation:
         return True
 
     def _create(self, path: str, create: Create, at: int | None, prefix: bytes, done: Done) -> None:
-        directory, commits = self._directory, self._commits
-        if directory.count >= directory.limits.streams_max:
+        catalog, commits = self._catalog, self._commits
+        if catalog.count >= catalog.limits.streams_max:
             raise TooMany(
-                f"There are {directory.count} streams, as many as the hub may have (--streams-max). Delete some.",
+                f"There are {catalog.count} streams, as many as the hub may have (--streams-max). Delete some.",
                 code="too-many-streams",
             )
         if self._optimistic is not None and create.config.durability is not Durability.MEMORY:
             self._optimistic.spawn(self._create_awaited(path, create, done))
             return
         row, source = self._new(path, create, at)
-        stream = directory.new(row, source)
-        if stream.memory and path in directory.leaving:
+        stream = catalog.new(row, source)
+        if stream.memory and path in catalog.leaving:
             # It would not share the commit of that deletion, and so not its failure.
             again = partial(self.create, path, create, done)
             commits.then(again, lambda _refusal: again())
@@ -147,8 +149,8 @@ class Creation:
         records: list[bytes] | Spool = (
             stream.split(create.body, empty_array=True) if create.records is None else [*create.records]
         )
-        directory.enter(stream)
-        directory.count += 1
+        catalog.enter(stream)
+        catalog.count += 1
         if stream.source is not None:
             stream.source.forks += 1
         durable = stream.config.durability is not Durability.MEMORY
@@ -171,17 +173,19 @@ class Creation:
         assert optimistic is not None
         try:
             kept = create.explicit & {"retention_bytes", "retention_age_s"}
-            if kept and not (engine.abilities.trims or is_reserved(path)):  # the hub's own may grow
+            if kept and not is_reserved(path):  # the hub's own may grow
                 raise BadRequest(
-                    "This hub's engine cannot let go of the beginning of a stream: leave out the retention, or give the "
-                    "stream a time to live.",
+                    "On this hub's engine the beginning of a stream is not let go by itself: leave out the retention, or "
+                    "give the stream a time to live.",
                     code="retention-unavailable",
                 )
             head, _ = self._new(path, create, None)
             first = self._first(head, create)
+            if first is not None:
+                optimistic.require_fit(first.weight, len(first.records))
             found = await optimistic.asked(lambda: engine.create(head, first))
             stream = self._adopt(path, found)
-            if found.sid == head.sid and stream is not None:
+            if stream is not None and stream.sid == found.sid == head.sid:
                 done(Created(True, stream))
             elif not self._existing(path, create, done):
                 raise no_such_stream(path)  # it has gone since
@@ -190,7 +194,7 @@ class Creation:
 
     def _first(self, head: Head, create: Create) -> Put | None:
         """The batch that a stream is made with."""
-        stream = self._directory.new(head, None)
+        stream = self._catalog.new(head, None)
         records = stream.split(create.body, empty_array=True) if create.records is None else [*create.records]
         if not (records or create.closed):
             return None
@@ -207,10 +211,10 @@ class Creation:
 
     def _forget(self, stream: Stream) -> None:
         """Take back a creation whose commit failed."""
-        self._directory.count -= 1
+        self._catalog.count -= 1
         if stream.source is not None:
             stream.source.forks -= 1
-        self._directory.let_go(stream)
+        self._catalog.let_go(stream)
         stream.retire()
 
     def _new(self, path: str, create: Create, at: int | None) -> tuple[Head, Stream | None]:
@@ -224,7 +228,7 @@ class Creation:
                     f"{source.path} no longer has the records before that point.", code="fork-offset-invalid"
                 )
             config = _forked_config(create, source.config)
-        elif self._directory.history is None and self._engine is None:
+        elif self._catalog.history is None and self._engine is None:
             if "durability" in create.explicit and config.durability is not Durability.MEMORY:
                 raise BadRequest(
                     f"This hub keeps nothing on disk: durability {config.durability.value} cannot be had. Leave it out, or "

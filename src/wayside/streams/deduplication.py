@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from wayside.core.callbacks import guarded
 from wayside.core.clock import Clock
-from wayside.core.errors import BadRequest, Refusal
+from wayside.core.errors import BadRequest, Refusal, StoreFailed
 from wayside.core.limits import Limits
 from wayside.core.records import Append, Meta
 from wayside.streams.stream import Stream
@@ -21,6 +21,7 @@ Again = Callable[[Refusal | None], None]
 """Called when the ids of a stream are known, or with why they cannot be read."""
 Seen = dict[str, tuple[int, float]]
 """Message id to the position after its record, and until when it is remembered (monotonic seconds); oldest first."""
+Load = Callable[[Stream, int, int, int], Awaitable["Found"]]
 Found = list[tuple[str, int, int]]
 """Message ids of records as (id, position after the record, wall-clock milliseconds), newest first."""
 
@@ -48,12 +49,11 @@ def require_one(count: int) -> None:
         )
 
 
-class Dedupe:
-    """``load(stream, since_ms, count_max)`` reads ids from the disk; None where there is none."""
+class Deduplication:
+    """``load(stream, since_ms, count_max, start)`` reads ids from the disk, of records from a position on; None where there
+    is none."""
 
-    def __init__(
-        self, clock: Clock, limits: Limits, load: Callable[[Stream, int, int], Awaitable[Found]] | None
-    ) -> None:
+    def __init__(self, clock: Clock, limits: Limits, load: Load | None) -> None:
         self._clock = clock
         self._window_s = limits.dedupe_window_s
         self._count_max = limits.dedupe_ids_max
@@ -114,18 +114,21 @@ class Dedupe:
     async def load(self, stream: Stream) -> None:
         """Know the ids of a stream. Raises a :class:`Refusal` where they cannot be read."""
         since_ms = self._clock.wall_ms() - int(self._window_s * 1000)
-        found = _in_memory(stream, since_ms)
-        if self._load is not None and max(stream.start, stream.own_start) < stream.cache_from:
-            found += await self._load(stream, since_ms, self._count_max)
+        start = stream.start if stream.seen is None or stream.unread is None else max(stream.start, stream.unread)
+        upto = stream.tail
+        found = [each for each in _in_memory(stream, since_ms) if each[1] > start]
+        if self._load is not None and start < stream.cache_from:
+            found += await self._load(stream, since_ms, self._count_max, start)
         self._adopt(stream, found)
+        stream.unread = None if stream.tail == upto else upto
 
     async def _read(self, stream: Stream, since_ms: int, found: Found) -> None:
         assert self._load is not None
         refusal: Refusal | None = None
         try:
-            self._adopt(stream, [*found, *await self._load(stream, since_ms, self._count_max)])
-        except Refusal as error:
-            refusal = error
+            self._adopt(stream, [*found, *await self._load(stream, since_ms, self._count_max, 0)])
+        except Exception as error:
+            refusal = error if isinstance(error, Refusal) else StoreFailed(f"Message ids cannot be read: {error}.")
         waiting, stream.waiting = stream.waiting or [], None
         stream.plain = not (stream.json or stream.awaited)
         for again in waiting:
@@ -137,7 +140,7 @@ class Dedupe:
         newest: dict[str, tuple[int, int]] = {}
         for identity, end, time_ms in found[: self._count_max]:
             newest.setdefault(identity, (end, time_ms))
-        seen: Seen = {}
+        seen: Seen = {} if stream.seen is None else stream.seen
         for identity, (end, time_ms) in reversed(newest.items()):
             left = min(self._window_s, self._window_s - (now_ms - time_ms) / 1000)
             if left > 0:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import structlog
 
+from wayside.core.clock import Clock
 from wayside.core.engine import Engine, Head
-from wayside.streams.catalog import Directory
+from wayside.streams.catalog import Catalog
 from wayside.streams.stream import Stream
 
 __all__ = ["Mirror"]
@@ -20,13 +21,23 @@ _log = structlog.get_logger("wayside.streams")
 
 
 class Mirror:
-    """Keeps ``directory`` as the engine is. ``busy`` says whether something of a stream is on its way there: what the feed
-    tells of it may be just that, and is looked at when the answer has come."""
+    """Keeps ``catalog`` as the engine is. ``busy`` says whether something of a stream is on its way there: what the feed
+    tells of it may be just that, and is looked at when the answer has come. The feed may be late: that a stream is gone,
+    new, or another, it only suggests, and ``ask`` is called with the path, to have the engine asked."""
 
-    def __init__(self, engine: Engine, directory: Directory, busy: Callable[[Stream], bool]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        catalog: Catalog,
+        clock: Clock,
+        busy: Callable[[Stream], bool],
+        ask: Callable[[str], object],
+    ) -> None:
         self._engine = engine
-        self._directory = directory
+        self._catalog = catalog
+        self._clock = clock
         self._busy = busy
+        self._ask = ask
         self._task: asyncio.Task[None] | None = None
         self._known = asyncio.Event()
         self._news: set[str] = set()
@@ -46,16 +57,21 @@ class Mirror:
         if self._task.done():
             self._task.result()
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
+        """Follow no longer."""
         if self._task is not None:
             self._task.cancel()
+            await asyncio.wait([self._task])
 
     async def _follow(self) -> None:
         await self._engine.open()
         while True:
             try:
                 await self._take()
-            except Exception as error:
+            except BaseException as error:
+                task = asyncio.current_task()
+                if not self._known.is_set() or (task is not None and task.cancelling()):
+                    raise
                 _log.warning("engine-feed-broken", error=str(error))
             await asyncio.sleep(AGAIN_S)
 
@@ -65,15 +81,17 @@ class Mirror:
             for path, head in changes:
                 if listed is not None:
                     listed.add(path)
-                stream = self._directory.streams.get(path)
-                if stream is None or not self._busy(stream):
+                stream = self._catalog.streams.get(path)
+                known = stream.sid if stream is not None else None
+                told = head.sid if head is not None else None
+                if known == told or (stream is None and listed is not None):
                     self.adopt(path, head)
-                else:
-                    self._news.add(path)
+                elif stream is None or stream.awaited:
+                    self._ask(path)
             if not changes and listed is not None:
-                for stream in list(self._directory.streams.values()):
-                    if stream.awaited and stream.path not in listed and not self._busy(stream):
-                        self.retire(stream)  # deleted while nobody told us
+                for stream in list(self._catalog.streams.values()):
+                    if stream.awaited and stream.path not in listed:
+                        self._ask(stream.path)  # deleted while nobody told us, or made just now
                 listed = None
                 self._known.set()
 
@@ -84,9 +102,10 @@ class Mirror:
         self._news.discard(stream.path)
         return True
 
-    def adopt(self, path: str, head: Head | None) -> Stream | None:
-        """Take what is at a path; returns the stream."""
-        stream = self._directory.streams.get(path)
+    def adopt(self, path: str, head: Head | None, *, between: bool = False) -> Stream | None:
+        """Take what is at a path; returns the stream. While something of it is on its way, what is told of it may be just
+        that: it is asked for again afterwards, unless this is ``between`` two of its batches."""
+        stream = self._catalog.streams.get(path)
         if stream is not None and not stream.awaited:
             return stream
         if stream is not None and (head is None or head.sid != stream.sid):
@@ -95,18 +114,35 @@ class Mirror:
         if head is None:
             return None
         if stream is not None:
-            stream.advance(head)
+            if not between and self._busy(stream):
+                self._news.add(path)
+                return stream
+            held = stream.cached_bytes
+            if stream.advance(head):
+                self._used(stream)
+            self._catalog.charge(stream, stream.cached_bytes - held)
             return stream
-        stream = self._directory.new(head, None)
-        self._directory.enter(stream)
-        self._directory.count += 1
+        stream = self._catalog.new(head, None)
+        self._used(stream)
+        self._catalog.enter(stream)
+        self._catalog.count += 1
         stream.tell()
         return stream
 
+    def _used(self, stream: Stream) -> None:
+        """It has its time to live again."""
+        if stream.config.ttl_s is not None:
+            stream.deadline_ms = self._clock.wall_ms() + stream.config.ttl_s * 1000
+
+    def note(self, path: str) -> None:
+        """Something may have changed there: it is asked for when nothing is on its way."""
+        self._news.add(path)
+
     def retire(self, stream: Stream) -> None:
         """A stream is no more."""
-        if self._directory.streams.get(stream.path) is stream:
-            self._directory.count -= 1
-            self._directory.let_go(stream)
+        self._news.discard(stream.path)
+        if self._catalog.streams.get(stream.path) is stream:
+            self._catalog.count -= 1
+            self._catalog.let_go(stream)
             stream.gone = stream.deleted = True
             stream.retire()

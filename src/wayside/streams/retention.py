@@ -15,7 +15,7 @@ from functools import partial
 from wayside.core.clock import Clock
 from wayside.core.engine import END, TouchStream, TrimStream
 from wayside.core.errors import DamagedStore
-from wayside.streams.catalog import Directory
+from wayside.streams.catalog import Catalog
 from wayside.streams.commit import Commits
 from wayside.streams.stream import Stream
 
@@ -28,32 +28,30 @@ EXPIRED_MAX = 100
 """Streams that expire in one sweep from the store."""
 
 
-class Upkeep:
+class Retention:
     """``lookup`` finds a stream, removing it if its time is over; ``remove`` deletes one."""
 
     def __init__(
         self,
-        directory: Directory,
+        catalog: Catalog,
         commits: Commits,
         clock: Clock,
         lookup: Callable[[str], Stream | None],
         remove: Callable[[Stream], None],
     ) -> None:
-        self._directory = directory
+        self._catalog = catalog
         self._commits = commits
         self._clock = clock
         self._lookup = lookup
         self._remove = remove
         self.views: Callable[[], Iterable[Stream]] = tuple
-        """Streams that are followed and are not in the directory."""
+        """Streams that are followed and are not in the catalog."""
         self._sweeps = 0
         self._untold: set[Stream] = set()
         """Streams of which a trim could not be committed."""
         self._aged: list[str] = []
         """Paths that retention by age has still to look at."""
         self._timer: asyncio.TimerHandle | None = None
-        self.on_trim: Callable[[Stream], None] | None = None
-        """Has an engine that is waited for know where a stream begins; None: it cannot let go of a beginning."""
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = loop.call_later(SWEEP_S, self._sweep)
@@ -74,34 +72,32 @@ class Upkeep:
                 self._aged = self._ageing()
             self._retain_by_age(now_ms, AGED_MAX)
         self._tell()
-        if self._sweeps % max(1, round(self._directory.limits.heartbeat_s)) == 0:
+        if self._sweeps % max(1, round(self._catalog.limits.heartbeat_s)) == 0:
             self.heartbeat()
         self.unload()
 
     def unload(self) -> None:
         """Let idle streams go; not while the store may be behind what is known of one here."""
         if self._commits.idle:
-            self._directory.unload()
+            self._catalog.unload()
 
     def bound(self, stream: Stream) -> None:
         """After an append: retention by bytes, the stream's cache, the cache of all."""
         if stream.deleted:
             return
-        directory = self._directory
-        limits = directory.limits
+        catalog = self._catalog
+        limits = catalog.limits
         held = stream.cached_bytes if stream.kept_by_cost else stream.size
-        if held > stream.keep_bytes and not (stream.awaited and self.on_trim is None):
+        if held > stream.keep_bytes and not stream.awaited:
             self._retain(stream, drop_bytes=held - stream.keep_bytes)
         if stream.cached_bytes > limits.stream_cache_bytes_max and not stream.memory:
-            directory.charge(stream, -stream.trim_cache(limits.stream_cache_bytes_max))
-        directory.used(stream)
-        if directory.cached_bytes > limits.cache_bytes_max:
-            directory.shrink_cache()
+            catalog.charge(stream, -stream.trim_cache(limits.stream_cache_bytes_max))
+        catalog.used(stream)
+        if catalog.cached_bytes > limits.cache_bytes_max:
+            catalog.shrink_cache()
 
     def trim(self, stream: Stream, position: int) -> None:
         """Let the records before ``position`` go, as far as whole chunks and batches are before it."""
-        if stream.awaited and self.on_trim is None:
-            return
         self._retain(stream, drop_bytes=max(stream.size, stream.cached_bytes), upto=min(position, stream.tail))
 
     def _retain(self, stream: Stream, *, drop_bytes: int = 0, before_ms: int = 0, upto: int = END) -> None:
@@ -113,10 +109,9 @@ class Upkeep:
         if upto <= start:
             return
         if start < stream.cache_from:
-            if self._directory.history is None:
-                return
+            assert self._catalog.history is not None
             try:
-                start, dropped = self._directory.history.start_after(
+                start, dropped = self._catalog.history.start_after(
                     stream.sid, start, drop_bytes=drop_bytes, before_ms=before_ms, upto=upto
                 )
             except DamagedStore:
@@ -142,15 +137,12 @@ class Upkeep:
         stream.version = object()
         if stream.forks:
             self._follow(stream)
-        self._directory.charge(stream, -stream.drop_cache(start))
+        self._catalog.charge(stream, -stream.drop_cache(start))
         self._trim(stream)
 
     def _trim(self, stream: Stream) -> None:
         """Have the disk know where a stream begins; tried again later if it cannot be told now."""
-        if stream.awaited:
-            if self.on_trim is not None:
-                self.on_trim(stream)
-        elif not stream.memory:
+        if not stream.memory:
             self._commits.operate(TrimStream(stream.sid, stream.start), partial(self._untold.add, stream))
 
     def _tell(self) -> None:
@@ -177,9 +169,9 @@ class Upkeep:
 
     def _ageing(self) -> list[str]:
         """Paths of streams that keep records for a time only."""
-        history = self._directory.history
+        history = self._catalog.history
         paths = set(history.aged()) if history else set()
-        paths.update(p for p, s in self._directory.streams.items() if s.config.retention_age_s is not None)
+        paths.update(p for p, s in self._catalog.streams.items() if s.config.retention_age_s is not None)
         return list(paths)
 
     def _retain_by_age(self, now_ms: int, count: int) -> None:
@@ -189,16 +181,20 @@ class Upkeep:
         for path in paths:
             with contextlib.suppress(DamagedStore):
                 stream = self._lookup(path)
-                if stream is not None and stream.config.retention_age_s is not None and not stream.gone:
+                if (
+                    stream is not None
+                    and stream.config.retention_age_s is not None
+                    and not (stream.gone or stream.awaited)
+                ):
                     self._retain(stream, before_ms=now_ms - stream.config.retention_age_s * 1000)
 
     def expire(self, now_ms: int) -> None:
         """Remove streams whose time is over; one that is being read has its time over again."""
         if self._commits.failed:
             return
-        heap = self._directory.deadlines
+        heap = self._catalog.deadlines
         while heap and heap[0][0] <= now_ms:
-            _, sid, stream = heapq.heappop(heap)
+            _, number, stream = heapq.heappop(heap)
             if stream.deleted or stream.gone or stream.deadline_ms is None:
                 continue
             if stream.is_read and stream.config.ttl_s is not None:
@@ -206,10 +202,10 @@ class Upkeep:
             if stream.deadline_ms <= now_ms:
                 self._remove(stream)
             else:
-                heapq.heappush(heap, (stream.deadline_ms, sid, stream))
+                heapq.heappush(heap, (stream.deadline_ms, number, stream))
                 self._store_deadline(stream)
-        if self._directory.history:
-            for path in self._directory.history.expired(now_ms, EXPIRED_MAX):
+        if self._catalog.history:
+            for path in self._catalog.history.expired(now_ms, EXPIRED_MAX):
                 with contextlib.suppress(DamagedStore):
                     found = self._lookup(path)
                     if found is not None:
@@ -218,7 +214,7 @@ class Upkeep:
     def settle(self) -> None:
         """Before a stop: have every time to live, and every start, on disk as it is."""
         self._tell()
-        for stream in self._directory.streams.values():
+        for stream in self._catalog.streams.values():
             if stream.live and not stream.gone:
                 self._store_deadline(stream)
 
@@ -232,6 +228,6 @@ class Upkeep:
 
     def heartbeat(self) -> None:
         """Write a comment to every follower that heard nothing since the last call."""
-        for stream in [*self._directory.streams.values(), *self.views()]:
+        for stream in [*self._catalog.streams.values(), *self.views()]:
             for cohort in list(stream.cohorts.values()):
                 cohort.heartbeat()

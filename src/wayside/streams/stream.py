@@ -1,8 +1,8 @@
 """One stream in memory: what is committed, what is on its way, recent records, and who follows.
 
-An append is checked here against everything accepted before it, committed or not, and takes its
-position at once; it is shown to readers only by :meth:`Stream.commit`. :meth:`Pending.undo` takes it
-back when its commit failed. Nothing here touches a disk or a socket.
+An append that was checked (:mod:`wayside.streams.admission`) takes its position at once, or where other hubs append too
+when the engine says so; it is shown to readers only by :meth:`Stream.commit`. :meth:`Pending.undo` takes it back when its
+commit failed. Nothing here touches a disk or a socket.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Stream:
         "config": "",
         "deadline_ms": "",
         "deleted": "",
-        "entered": "Whether it is in the directory, which then counts the memory it takes.",
+        "entered": "Whether it is in the catalog, which then counts the memory it takes.",
         "fork": "",
         "forks": "",
         "fsync": "Whether its appends are shown by the commit of a transaction that this hub makes up.",
@@ -86,7 +86,7 @@ class Stream:
         "promises": "Told of records that are about to be committed.",
         "readers": "",
         "sealed": """Position up to which the store's chunk rows hold the records; later ones must stay in memory.""",
-        "seen": "Message ids of the last while (:mod:`wayside.streams.admission`); None: not known yet.",
+        "seen": "Message ids of the last while (:mod:`wayside.streams.deduplication`); None: not known yet.",
         "separator": "",
         "seq": "",
         "sid": "",
@@ -96,11 +96,12 @@ class Stream:
         "stored_deadline_ms": "",
         "tail": "",
         "translate": "Makes of an offset that was given out before positions were numbered anew one of today.",
+        "unread": "From here on another hub's records were not looked at for message ids; None: there are none.",
         "unsettled": "Pendings that change more than the records, and may still be taken back.",
         "version": "",
         "waiters": "",
         "waiting": "Appends that wait until they are; None: nobody waits.",
-        "watchers": "Told of each change; the directory fills it in.",
+        "watchers": "Told of each change; the catalog fills it in.",
     }
 
     def __init__(
@@ -143,6 +144,7 @@ class Stream:
         self.live = True
         self.open: Pending | None = None
         self.unsettled = 0
+        self.unread: int | None = None
         self.translate: Callable[[Offset], Offset] | None = None
         self.branches: set[Stream] = set()
         self.batches: list[Batch] = []
@@ -169,7 +171,8 @@ class Stream:
         self.closed = self.closing = state.closed
         self.closed_by = Producer(*state.closed_by) if state.closed_by else None
         self.seq = state.seq
-        self.producers = {name: known for name, known in state.producers.items() if known != FORGOTTEN}
+        known = [each for each in state.producers.items() if each[1] != FORGOTTEN]
+        self.producers = dict(sorted(known, key=lambda each: each[1][2]))  # the longest silent first
 
     @property
     def is_read(self) -> bool:
@@ -308,9 +311,7 @@ class Stream:
         position = pending.position
         metas = pending.meta
         if metas is None and size <= limits.read_bytes_max and len(records) <= limits.read_records_max:
-            if not self.batches:  # as cache() does
-                self.cache_from = position
-            self.batches.append(Batch(position, pending.time_ms, records, size))
+            self.batches.append(Batch(position, pending.time_ms, records, size))  # as cache() does
             self.cached_bytes += size + BATCH_COST + RECORD_COST * len(records)
             return
         for run in runs(records, size, limits.read_bytes_max, limits.read_records_max):  # or one read takes them all
@@ -318,19 +319,30 @@ class Stream:
             self.cache(Batch(position, pending.time_ms, run, meta=metas_between(metas, at, at + len(run))))
             position += len(run)
 
-    def advance(self, head: Head) -> None:
-        """The engine has more of it than was known here: another hub's."""
-        changed = head.tail > self.tail or head.start > self.start or head.state.closed != self.closed
+    def advance(self, head: Head) -> bool:
+        """The engine may have more of it than was known here: another hub's. What it said earlier than what is known changes
+        nothing. Returns whether there was more."""
+        changed = head.tail > self.tail or (head.tail == self.tail and head.state.closed and not self.closed)
+        if head.start > self.start:
+            self.start = head.start
+            self.version = object()
+        if not changed:
+            return False
         if head.tail > self.tail:
             self.drop_cache(self.tail)
+            if self.unread is None:
+                self.unread = self.tail
             self.tail = self.next = self.cache_from = head.tail
-            self.seen = None
-        self.start = max(self.start, head.start)
         self.size = head.size
         self.adopt(head.state)
-        if changed:
-            self.version = object()
-            self.publish()
+        self.version = object()
+        self.publish()
+        return True
+
+    @property
+    def knows_identities(self) -> bool:
+        """Whether all message ids of the last while are in ``seen``."""
+        return self.seen is not None and self.unread is None
 
     def records_after(self, position: int) -> int:
         """How many records come after a position: counted, where positions have gaps and the records are in memory."""
@@ -345,7 +357,7 @@ class Stream:
 
     def cache(self, batch: Batch) -> None:
         """Hold the newest records in memory."""
-        if not self.batches:
+        if batch.position < self.cache_from and not self.batches:
             self.cache_from = batch.position
         self.batches.append(batch)
         self.cached_bytes += batch.cost

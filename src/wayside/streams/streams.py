@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
+import contextlib
+import dataclasses
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ from msgspec.structs import replace
 from wayside.core.callbacks import Done
 from wayside.core.clock import Clock, SystemClock
 from wayside.core.engine import Abilities, DeleteStream, Engine, Statistics, Submits, require_atomic
-from wayside.core.errors import BadRequest, Gone, NotFound, Refusal, TooLarge
+from wayside.core.errors import BadRequest, Gone, NotFound, Overloaded, Refusal, TooLarge
 from wayside.core.globs import Glob
 from wayside.core.limits import Limits
 from wayside.core.policies import Policy
@@ -34,15 +35,15 @@ from wayside.core.records import (
     runs,
 )
 from wayside.streams.admission import check
-from wayside.streams.catalog import Directory, kept_for_forks, no_such_stream
+from wayside.streams.catalog import Catalog, kept_for_forks, no_such_stream
 from wayside.streams.commit import Commits
 from wayside.streams.contract import Encoding, Sink
 from wayside.streams.creation import Creation
-from wayside.streams.deduplication import Dedupe, Found, identity_of, require_one
+from wayside.streams.deduplication import Deduplication, Found, identity_of, require_one
 from wayside.streams.followers import Follower, Tally
 from wayside.streams.mirror import Mirror
 from wayside.streams.optimistic import OptimisticCommits
-from wayside.streams.retention import Upkeep
+from wayside.streams.retention import Retention
 from wayside.streams.selective import choice_of
 from wayside.streams.stream import Stream
 from wayside.streams.union import Unions
@@ -63,40 +64,40 @@ class Streams:
 
     def __init__(self, engine: Engine, *, limits: Limits | None = None, clock: Clock | None = None) -> None:
         self.engine = engine
-        self.abilities = engine.abilities if engine.abilities.durable else Abilities(durable=False)
-        """What its streams can do: those in memory are this hub's own, and can do everything."""
         self.limits = limits or Limits()
         self.clock = clock or SystemClock()
         self.durable = engine.abilities.durable
         self.tally = Tally()
         self._submits = engine if isinstance(engine, Submits) else None
         awaited = self.durable and self._submits is None
+        self.abilities = (
+            dataclasses.replace(engine.abilities, atomic=False) if awaited else Abilities(durable=self.durable)
+        )
+        """What its streams can do. Those in memory are this hub's own, and can do everything."""
         self._epoch = self.clock.wall_ms()
-        self._directory = Directory(self._submits, self.limits, self.clock, self._read_later, awaited=awaited)
-        self._dedupe = Dedupe(self.clock, self.limits, self._load_identities if self.durable else None)
-        self._commits = Commits(self._submits, self._directory, self.limits, self.clock)
-        self._creation = Creation(self._directory, self._commits, self.clock, self._lookup, self._take_epoch)
-        self.upkeep = Upkeep(self._directory, self._commits, self.clock, self._lookup, self._remove)
-        self._commits.on_shown = self.upkeep.bound
+        self._catalog = Catalog(self._submits, self.limits, self.clock, self._read_later, awaited=awaited)
+        self._dedupe = Deduplication(self.clock, self.limits, self._load_identities if self.durable else None)
+        self._commits = Commits(self._submits, self._catalog, self.limits, self.clock)
+        self._creation = Creation(self._catalog, self._commits, self.clock, self._lookup, self._take_epoch)
+        self.retention = Retention(self._catalog, self._commits, self.clock, self._lookup, self._remove)
+        self._commits.on_shown = self.retention.bound
         self._optimistic: OptimisticCommits | None = None
         self._mirror: Mirror | None = None
         if awaited:
-            self._mirror = Mirror(engine, self._directory, self._busy)
+            self._mirror = Mirror(engine, self._catalog, self.clock, self._busy, self._ask)
             optimistic = self._optimistic = OptimisticCommits(
                 engine,
-                self._directory,
+                self._catalog,
                 self._dedupe,
                 self.limits,
                 self.clock,
-                self._mirror.adopt,
-                self.upkeep.bound,
+                partial(self._mirror.adopt, between=True),
+                self.retention.bound,
                 self._idle,
             )
             self._creation.awaits(engine, optimistic, self._mirror.adopt)
-            if engine.abilities.trims:
-                self.upkeep.on_trim = self._trim_awaited
         self._unions = Unions(self, self.clock, self.tally)
-        self.upkeep.views = lambda: self._unions.views
+        self.retention.views = lambda: self._unions.views
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:
@@ -108,7 +109,7 @@ class Streams:
         """Begin to serve, on the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._commits.start(self._loop)
-        self.upkeep.start(self._loop)
+        self.retention.start(self._loop)
         if self._mirror is not None:
             self._mirror.start()
 
@@ -120,19 +121,19 @@ class Streams:
     async def close(self) -> None:
         """End followers as by a drain, commit what is accepted, close the engine."""
         assert self._loop is not None
-        self.upkeep.stop()
+        self.retention.stop()
         self._unions.stop()
-        for stream in list(self._directory.streams.values()):
+        for stream in list(self._catalog.streams.values()):
             stream.end_followers("drain")
         for follower in list(self.tally.behind):
             follower.leave_behind()
         await self._dedupe.settle()
-        self.upkeep.settle()
+        self.retention.settle()
         await self._commits.close()
         if self._optimistic is not None:
             await self._optimistic.close()
         if self._mirror is not None:
-            self._mirror.stop()
+            await self._mirror.stop()
         await self.engine.close()
 
     @property
@@ -166,7 +167,7 @@ class Streams:
         if self._optimistic is not None:
             commits.append(self._optimistic)
         return Statistics(
-            streams=self._directory.count,
+            streams=self._catalog.count,
             appends=sum([each.appends for each in commits]),
             records=sum([each.records for each in commits]),
             bytes=sum([each.bytes for each in commits]),
@@ -178,7 +179,7 @@ class Streams:
             lag_records=self.tally.lag_records(),
             store_bytes=self._submits.size if self._submits is not None else 0,
             uncommitted_bytes=sum([each.uncommitted_bytes for each in commits]),
-            cached_bytes=self._directory.cached_bytes + self._directory.memory_bytes,
+            cached_bytes=self._catalog.cached_bytes + self._catalog.memory_bytes,
         )
 
     # -- an engine that is waited for
@@ -188,9 +189,20 @@ class Streams:
 
     def _idle(self, stream: Stream) -> None:
         assert self._mirror is not None
-        assert self._optimistic is not None
         if self._mirror.has_news(stream):
-            self._optimistic.spawn(self._refresh(stream.path))
+            self._ask(stream.path)
+
+    def _ask(self, path: str) -> None:
+        """Have the engine asked what is at a path, in the background."""
+        assert self._optimistic is not None
+        self._optimistic.spawn(self._asked(path))
+
+    async def _asked(self, path: str) -> None:
+        assert self._mirror is not None
+        try:
+            await self._refresh(path)
+        except Refusal:
+            self._mirror.note(path)  # the next time that something is on its way there
 
     def refresh(self, path: str, done: Done) -> None:
         """Ask the engine what is at a path, if it may have more than is known here; ``done`` gets None, or an exception."""
@@ -209,40 +221,44 @@ class Streams:
             self._optimistic.spawn(ask())
 
     async def _refresh(self, path: str) -> None:
-        if self._optimistic is not None and self._mirror is not None:
-            stream = self._directory.streams.get(path)
-            if stream is None or stream.awaited:
-                head = await self._optimistic.asked(lambda: self.engine.head(path))
-                self._mirror.adopt(path, head)
+        if self._optimistic is None or self._mirror is None:
+            return
+        stream = self._catalog.streams.get(path)
+        if stream is None:
+            self._mirror.adopt(path, await self._optimistic.asked(lambda: self.engine.head(path)))
+        elif stream.awaited:
+            await self._optimistic.look(stream)
 
-    def _trim_awaited(self, stream: Stream) -> None:
+    async def _trim_awaited(self, stream: Stream, position: int) -> None:
+        """Let go of a beginning, as far as the engine can; what could not be let go now is with the next trim."""
         assert self._optimistic is not None
-        self._optimistic.spawn(self.engine.trim(stream.path, stream.sid, stream.start))
+        with contextlib.suppress(Refusal):
+            await self._optimistic.asked(lambda: self.engine.trim(stream.path, stream.sid, position))
 
     # -- finding
 
     def find(self, path: str, *, touch: bool = True) -> Stream:
         """The stream at ``path``; ``touch`` counts as a read of it. Raises ``NotFound`` or ``Gone``."""
-        stream = self._directory.streams.get(path)
+        stream = self._catalog.streams.get(path)
         if stream is not None and stream.deadline_ms is None and stream.live and not stream.gone:
             return stream
         stream = self._lookup(path)
         if stream is None or not stream.live:
             raise no_such_stream(path)
         if stream.gone:
-            raise kept_for_forks(path)
+            raise no_such_stream(path) if stream.awaited else kept_for_forks(path)
         if touch and stream.config.ttl_s is not None:
             stream.deadline_ms = self.clock.wall_ms() + stream.config.ttl_s * 1000
         return stream
 
     def _lookup(self, path: str) -> Stream | None:
         """The stream at ``path``, removed first if its time is over."""
-        stream = self._directory.lookup(path)
+        stream = self._catalog.lookup(path)
         if stream is not None and stream.deadline_ms is not None and not stream.gone:
             read = stream.is_read and stream.config.ttl_s is not None
             if not read and self.clock.wall_ms() >= stream.deadline_ms:
                 self._remove(stream)
-                return None if stream.awaited else self._directory.streams.get(path)
+                return None if stream.awaited else self._catalog.streams.get(path)
         return stream
 
     async def _read_later(self, stream: Stream, position: int, bytes_max: int) -> list[Batch]:
@@ -261,13 +277,13 @@ class Streams:
                 return within(batches, bytes_max)
             await asyncio.sleep(SHORT_S)  # whoever answered has not all that is acknowledged yet
 
-    async def _load_identities(self, stream: Stream, since_ms: int, count_max: int) -> Found:
+    async def _load_identities(self, stream: Stream, since_ms: int, count_max: int, start: int) -> Found:
         engine = self._submits
         if engine is not None:
             return await engine.look_up(partial(engine.heads.identities, stream.sid, since_ms, count_max))
         found: Found = []
-        at = stream.start
-        while at < stream.cache_from:
+        at, end = max(start, stream.start), stream.cache_from
+        while at < end:
             batches = await self._read_later(stream, at, self.limits.read_bytes_max)
             for batch in batches:
                 at = batch.end
@@ -278,12 +294,12 @@ class Streams:
 
     def list(self, prefix: str, after: str, limit: int, *, open_only: bool = False) -> list[StreamInfo]:
         """Streams whose path begins with ``prefix``, after ``after``, by path; ``open_only`` leaves out closed ones."""
-        directory = self._directory
+        catalog = self._catalog
         infos: list[StreamInfo] = []
         while True:
-            page = directory.history.paths(prefix, after, limit, open_only=open_only) if directory.history else []
+            page = catalog.history.paths(prefix, after, limit, open_only=open_only) if catalog.history else []
             last = page[-1] if len(page) == limit else None  # there may be more behind it
-            loaded = [p for p in directory.streams if after < p and p.startswith(prefix) and (not last or p <= last)]
+            loaded = [p for p in catalog.streams if after < p and p.startswith(prefix) and (not last or p <= last)]
             for path in sorted({*page, *loaded}):
                 stream = self._lookup(path)
                 if stream is not None and stream.live and not stream.gone and not (open_only and stream.closed):
@@ -297,11 +313,11 @@ class Streams:
     def watch(self, glob: Glob, told: Callable[[Stream], None]) -> Callable[[], None]:
         """Have ``told`` called with each stream that ``glob`` matches and that has changed, once for all of a commit; returns
         how to end it."""
-        return self._directory.watch(glob, told)
+        return self._catalog.watch(glob, told)
 
     def tails(self, glob: Glob) -> Iterator[StreamTail]:
         """The streams that ``glob`` matches, by path, as of the call; none is loaded for it."""
-        return iter(self._directory.tails(glob, self.clock.wall_ms()))
+        return iter(self._catalog.tails(glob, self.clock.wall_ms()))
 
     def union(self, glob: Glob, done: Done) -> None:
         """All streams that ``glob`` matches, also those made later, as one: ``done`` gets a view to be read or followed at
@@ -328,7 +344,7 @@ class Streams:
 
     def append(self, path: str, append: Append, done: Done) -> None:
         """Append; ``done`` gets ``Appended`` after the commit, or an exception. Raises at once what can be known now."""
-        known = self._directory.streams.get(path)
+        known = self._catalog.streams.get(path)
         if known is not None and self._commits.take(known, append, done):
             return
         self._append(path, append, done)
@@ -339,18 +355,19 @@ class Streams:
         except NotFound:
             if settled or self._optimistic is None or is_reserved(path):
                 raise
+            self._optimistic.require_working()
             self._optimistic.spawn(self._append_elsewhere(path, append, done))
             return
         identity = "" if append.meta is None else identity_of(append)
-        if (identity or stream.waiting is not None) and self._dedupe.wait(
-            stream, partial(self._append_waited, path, append, done, bool(identity)), identified=bool(identity)
-        ):
-            return
         if stream.awaited:
             if append.meta is not None:
                 _require_whole(stream, append)
             assert self._optimistic is not None
             self._optimistic.append(stream, append, identity, done)
+            return
+        if (identity or stream.waiting is not None) and self._dedupe.wait(
+            stream, partial(self._append_waited, path, append, done, bool(identity)), identified=bool(identity)
+        ):
             return
         if identity and self._appended_before(stream, identity, done):
             return
@@ -408,7 +425,7 @@ class Streams:
         commit, in order, or an exception. Takes records only: no producers, no closing. What has no message id waits for
         nothing, so that who appends may count on its place; ``in_line`` it waits behind what has. Returns whether it waits:
         then later appends to the same streams may come before it. Raises at once what can be known now."""
-        if not self.abilities.atomic and self._append_one(appends, done):
+        if self._optimistic is not None and self._append_one(appends, done):
             return False
         checked: list[tuple[Stream, Append, str]] = []
         for path, append in appends:
@@ -491,7 +508,13 @@ class Streams:
 
     def trim(self, path: str, position: int) -> None:
         """Let go of what a stream has before ``position``, as far as whole chunks and batches are before it."""
-        self.upkeep.trim(self.find(path, touch=False), position)
+        stream = self.find(path, touch=False)
+        if not stream.awaited:
+            self.retention.trim(stream, position)
+        elif self.engine.abilities.trims and self._optimistic is not None:
+            for since in stream.holds:
+                position = min(position, since())
+            self._optimistic.spawn(self._trim_awaited(stream, min(position, stream.tail)))
 
     def _append_again(self, path: str, append: Append, done: Done, *, settled: bool = False) -> None:
         try:
@@ -509,14 +532,19 @@ class Streams:
         self._remove(stream)
         self._commits.answer(stream, done, lambda: None)
 
-    def _remove_awaited(self, stream: Stream, done: Done) -> None:
-        """Delete a stream once what was accepted before is answered. It is out of sight when the engine says so."""
+    def _remove_awaited(self, stream: Stream, done: Done, *, expired: bool = False) -> None:
+        """Delete a stream once what was accepted before is answered; where it has ``expired``, unless it was used since, here
+        or by another hub. It is out of sight when the engine says so."""
         optimistic, mirror = self._optimistic, self._mirror
         assert optimistic is not None
         assert mirror is not None
 
         async def delete() -> None:
             try:
+                if expired:
+                    mirror.adopt(stream.path, await optimistic.asked(lambda: self.engine.head(stream.path)))
+                    if stream.deadline_ms is None or self.clock.wall_ms() < stream.deadline_ms:
+                        raise Overloaded(f"{stream.path} is in use.", code="stream-used")
                 await optimistic.asked(lambda: self.engine.delete(stream.path, stream.sid))
                 mirror.retire(stream)
                 done(None)
@@ -529,15 +557,17 @@ class Streams:
         """Take a stream out of sight at once, and off the disk with the next commit; then its source too, where this was
         the last fork of a deleted one."""
         if stream.awaited:
-            self._remove_awaited(stream, partial(self._removed_awaited, stream))
+            if not stream.gone:
+                stream.gone = True
+                self._remove_awaited(stream, partial(self._removed_awaited, stream), expired=True)
             return
         soft, was_gone = stream.forks > 0, stream.gone
         if not was_gone:
-            self._directory.count -= 1
+            self._catalog.count -= 1
         stream.gone = True
         stream.version = object()
         if not soft:
-            self._directory.streams.pop(stream.path, None)
+            self._catalog.streams.pop(stream.path, None)
             stream.deleted = True
             if stream.source is not None:
                 stream.source.forks -= 1
@@ -545,7 +575,7 @@ class Streams:
             self._removed(stream, soft)
         else:
             if not soft:
-                self._directory.leaving[stream.path] = stream
+                self._catalog.leaving[stream.path] = stream
             self._commits.operate(DeleteStream(stream.sid, soft), partial(self._unremove, stream, soft, was_gone))
             self._commits.then(partial(self._removed, stream, soft))
         source = stream.source
@@ -554,22 +584,23 @@ class Streams:
 
     def _removed_awaited(self, stream: Stream, result: Any) -> None:
         if isinstance(result, Exception) and stream.deadline_ms is not None:  # tried again by the next sweep
-            heapq.heappush(self._directory.deadlines, (stream.deadline_ms, stream.sid, stream))
+            stream.gone = False
+            self._catalog.watch_deadline(stream)
 
     def _removed(self, stream: Stream, soft: bool) -> None:
         if not soft:
-            self._directory.leaving.pop(stream.path, None)
-            self._directory.let_go(stream)
+            self._catalog.leaving.pop(stream.path, None)
+            self._catalog.let_go(stream)
         stream.retire()
 
     def _unremove(self, stream: Stream, soft: bool, was_gone: bool) -> None:
         """Take back a deletion whose commit failed."""
         stream.gone, stream.deleted = was_gone, False
         if not was_gone:
-            self._directory.count += 1
+            self._catalog.count += 1
         if not soft:
-            self._directory.leaving.pop(stream.path, None)
-            self._directory.streams.setdefault(stream.path, stream)
+            self._catalog.leaving.pop(stream.path, None)
+            self._catalog.streams.setdefault(stream.path, stream)
             if stream.source is not None:
                 stream.source.forks += 1
         stream.tell()

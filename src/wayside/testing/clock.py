@@ -9,7 +9,7 @@ START_MS = 1_800_000_000_000
 
 
 class ManualClock:
-    """A :class:`wayside.streams.contract.Clock` that stands still until it is told to go on. ``advance`` moves both of its
+    """A :class:`wayside.core.clock.Clock` that stands still until it is told to go on. ``advance`` moves both of its
     times."""
 
     def __init__(self, wall_ms: int = START_MS) -> None:

@@ -291,7 +291,7 @@ class TestHub:
                     worker.renew()
             for each in timers:
                 each.run()
-            self.hub.log.upkeep.expire(self.clock.wall_ms())
+            self.hub.log.retention.expire(self.clock.wall_ms())
             await self._calm(patience)
             if now >= end:
                 return

@@ -38,7 +38,7 @@ class _Query(msgspec.Struct):
 
 
 class _Interface(msgspec.Struct):
-    """What :attr:`wayside.worker.Handler.spec` declares; schemas refer to ``$defs`` of their own."""
+    """What :attr:`wayside.calls.handler.Handler.spec` declares; schemas refer to ``$defs`` of their own."""
 
     takes: list[str] = []
     gives: list[str] = []

@@ -150,14 +150,17 @@ class Filling:
         """Append what waits, unless an append is under way; end where nothing waits and nothing comes."""
         if self._pieces is None or self._flying is not None or self.over.done():
             return
-        size, offset = self._size, self._offset
+        size, offset = min(self._size, self._log.abilities.entry_bytes_max), self._offset
         closes = offset + size == self._length and not (self._closed or self._broken)
         if size or closes:
-            data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
+            held = self._held[0] if len(self._held) == 1 else b"".join(self._held)
+            data, rest = (held, b"") if size == len(held) else (held[:size], held[size:])
             piece = self._log.limits.piece_bytes_max
             records = [data[at : at + piece] for at in range(0, size, piece)]
             self._held.clear()
-            self._size, self._flying, self._closed = 0, size, self._closed or closes
+            if rest:  # more than the engine takes at a time
+                self._held.append(rest)
+            self._size, self._flying, self._closed = len(rest), size, self._closed or closes
             append = Append(b"", close=closes, seq=seq_of(offset) if size else None, records=records)
             try:
                 self._log.append(self._stream.path, append, self._done)

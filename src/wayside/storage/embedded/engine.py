@@ -29,7 +29,7 @@ from wayside.core.engine import (
     TrimStream,
     Unit,
 )
-from wayside.core.errors import Gone, Refusal
+from wayside.core.errors import Conflict, Gone, Refusal
 from wayside.core.records import Batch
 from wayside.storage.embedded.files import CHECKED_VFS
 from wayside.storage.embedded.history import History
@@ -143,6 +143,7 @@ class EmbeddedEngine:
 
     async def _whole(self, path: str) -> tuple[Head | None, int, list[Batch]]:
         """What is at a path, up to where chunk rows have its records, and the batches that only the journal has."""
+        await self._look(int)  # behind what was submitted
         head = self.heads.find(path)
         if head is None:
             return None, 0, []
@@ -164,6 +165,10 @@ class EmbeddedEngine:
             known = await self.head(head.path)
             if known is not None:
                 return known
+            if self.heads.find(head.path) is not None:
+                raise Conflict(
+                    f"{head.path} was deleted and is kept for its forks: its name is taken.", code="stream-deleted"
+                )
             await self._commit(Unit([CreateStream(head)], [first] if first is not None else []))
         self._tell([head.path])
         return await self.head(head.path) or head
@@ -174,7 +179,7 @@ class EmbeddedEngine:
         async with self._changing:
             for put in puts:
                 head = await self.head(put.path)
-                if head is None or head.sid != put.sid or head.tail != put.position:
+                if head is None or head.sid != put.sid or head.tail != put.position or head.state.closed:
                     outcomes.append(TailMoved(head))
                 else:
                     outcomes.append(Stored(put.position))
@@ -206,11 +211,12 @@ class EmbeddedEngine:
         return found
 
     async def find_batch(self, path: str, sid: int, position: int, id: str) -> int | None:
-        """Nothing that was answered is unknown here, and what was not is not there."""
+        """There are no names here: no answer of this engine is lost."""
         return None
 
     async def trim(self, path: str, sid: int, start: int) -> None:
         await self._commit(Unit([TrimStream(sid, start)]))
+        self._tell([path])
 
     async def delete(self, path: str, sid: int) -> None:
         async with self._changing:
