@@ -91,7 +91,7 @@ NOT_THERE: dict[str, frozenset[str]] = {
             "test_an_upload_that_nobody_touches_expires",
             "test_credit_over_a_websocket_is_spent_on_what_is_sent",
             "test_events_by_the_protocol_s_events",
-            "test_late_duplicate_and_foreign_acks_are_answered test_offsets_sort_as_text",
+            "test_late_duplicate_and_foreign_acks_are_answered test_offsets_sort_as_text ",
             "test_protocol_event_streams_end_after_their_last_control",
             "test_readers_of_every_pace_get_every_record_once",
             "test_records_come_as_what_they_are",
