@@ -1,4 +1,4 @@
-.PHONY: help run test check house format bench bench-peers clean
+.PHONY: help run test test-long check house format bench bench-peers clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -14,6 +14,10 @@ test: ## run all tests
 	@scripts/test-tools
 	@.venv/bin/python -m compileall -q src tests
 	@.venv/bin/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test-long: ## kill hubs, workers and members for long; goes on where it was (ROUNDS=5)
+	@scripts/setup
+	@scripts/test-long
 
 check: ## formatting, lint, types and import contracts
 	@scripts/setup

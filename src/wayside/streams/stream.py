@@ -140,8 +140,7 @@ class Stream:
         self.fork = row.fork
         self.forks = 0
         self.gone = row.gone
-        self.deleted = False
-        self.live = True
+        self.deleted, self.live = False, True
         self.open: Pending | None = None
         self.unsettled = 0
         self.unread: int | None = None
