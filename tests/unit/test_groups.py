@@ -215,6 +215,30 @@ async def test_every_kind_of_ack_is_answered(stage: Stage) -> None:
     assert (counts["delivered"], counts["acked"], counts["failed"]) == (6, 2, 2)
 
 
+async def test_nothing_is_on_record_before_its_time(
+    stage: Stage, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that becomes due while a delivery is being made is in it, and the delivery is not said to be from before."""
+    await numbers(stage, 1)
+    await stage.put(lease_s=10)
+    member = await stage.member()
+    await member.nack(*member.take(), delay_s=5.0)
+    await stage.advance(4.999)
+    wall_ms = clock.wall_ms
+
+    def passing() -> int:
+        now = wall_ms()
+        clock.advance(0.001)
+        return now
+
+    monkeypatch.setattr(clock, "wall_ms", passing)
+    stage.group("g").dispatch.wake()
+    await stage.settle()
+    again = member.got[-1]
+    deliveries = (await stage.receipt(again))["deliveries"]
+    assert deliveries[0]["again_ms"] <= deliveries[1]["time_ms"]
+
+
 async def test_a_run_is_acked_as_far_as_it_is_held(stage: Stage) -> None:
     """Of a run of records those that are held are done; the others are named one by one."""
     await numbers(stage, 6)

@@ -172,6 +172,7 @@ class Dispatch:
         state = self._journal.state
         member.credit -= sum(len(part.records) for part in parts)
         member.taken = member.once
+        event.time_ms = self._clock.wall_ms()  # not before what said that a record is due
         self._journal.note(event, partial(self._granted, member, event, parts))
         self._schedule.leases.renew(state.leases[event.lease][0])
         for number in {part.number for part in parts}:
