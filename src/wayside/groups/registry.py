@@ -16,7 +16,7 @@ from wayside.core.engine import require_atomic
 from wayside.core.errors import BadRequest, Conflict, NotFound, Overloaded, Refusal
 from wayside.core.globs import Glob, is_glob
 from wayside.core.policies import is_field
-from wayside.core.records import Durability, Offset, StreamTail, require_path, require_public
+from wayside.core.records import Durability, Offset, StreamTail, require_path, require_public, start_position
 from wayside.core.schedule import Timers
 from wayside.groups.dispatch import BY_KEY
 from wayside.groups.events import Event, GroupSpec, Opened, Specified
@@ -157,7 +157,7 @@ class Groups:
             return found
         path = spec.streams[0]
         stream = self.log.find(path, touch=False)
-        return [Opened(1, path, identity_of(stream), stream.resolve(Offset.parse(spec.start)))]
+        return [Opened(1, path, identity_of(stream), start_position(stream, spec.start))]
 
     def _made(self, group: Group, done: Done, failed: Exception | None) -> None:
         self._making.discard(group.name)

@@ -12,7 +12,7 @@ from wayside.core.callbacks import Done
 from wayside.core.clock import Clock
 from wayside.core.errors import BadRequest, NotFound
 from wayside.core.globs import Glob
-from wayside.core.records import Offset
+from wayside.core.records import start_position
 from wayside.core.schedule import Timer, Timers
 from wayside.groups.dispatch import Dispatch
 from wayside.groups.events import Dropped, Opened, Shortened, Sought
@@ -163,7 +163,7 @@ class Sources:
         if to not in ("-1", "now") and len(streams) > 1:
             raise BadRequest("An offset is of one stream: say which.", code="offset-malformed")
         for path, stream in streams.items():
-            position = stream.start if to == "-1" else stream.tail if to == "now" else stream.resolve(Offset.parse(to))
+            position = start_position(stream, to)
             partition = self._journal.state.by_path.get(path)
             if partition is None or partition.epoch != identity_of(stream):
                 partition = self._open(stream, position)

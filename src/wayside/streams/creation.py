@@ -17,11 +17,11 @@ from wayside.core.records import (
     Create,
     Created,
     Durability,
-    Offset,
     Spool,
     StreamConfig,
     is_reserved,
     media_type,
+    start_position,
 )
 from wayside.streams.catalog import Catalog, no_such_stream
 from wayside.streams.commit import Commits
@@ -268,13 +268,8 @@ class Creation:
                 f"A fork shares records with its source, and so its durability: {have.durability.value}.",
                 code="durability-mismatch",
             )
-        if create.fork_offset is None or create.fork_offset == "now":
-            return source, source.tail
-        if create.fork_offset == "-1":
-            return source, source.start
-        assert isinstance(create.fork_offset, Offset)
         try:
-            return source, source.resolve(create.fork_offset)
+            return source, start_position(source, "now" if create.fork_offset is None else str(create.fork_offset))
         except Gone as error:
             raise BadRequest(error.detail, code="fork-offset-invalid", fields=error.fields) from error
 

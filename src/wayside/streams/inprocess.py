@@ -25,10 +25,10 @@ from wayside.core.records import (
     Batch,
     Create,
     Created,
-    Offset,
     Record,
     StreamConfig,
     StreamInfo,
+    start_position,
 )
 from wayside.streams.contract import Log, Reader, StreamView
 from wayside.streams.delayed import Delaying, Held, Item
@@ -225,9 +225,7 @@ class InProcess:
         """Begin to read; whoever asks stops it. Raises ``NotFound``, ``Gone`` or ``BadRequest``."""
         log, globbed = self._log, is_glob(stream)
         view: StreamView = log.find(stream) if not globbed else await asked(partial(log.union, Glob(stream)))
-        position = (
-            view.start if offset == "-1" else view.tail if offset == "now" else view.resolve(Offset.parse(offset))
-        )
+        position = start_position(view, offset)
         chosen = policy_of(policy, key or None, str(interval) if interval else None, str(lag) if lag else None)
         if chosen is not None:
             chosen.require_fit(is_json=view.config.is_json, follows=True)

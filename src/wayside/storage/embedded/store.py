@@ -288,7 +288,7 @@ class Store:
             size += waiting.size
         if new is not None:
             size += fill[sid]
-        if put.records and size < min(CHUNK_BYTES, max(CHUNK_BYTES_MIN, put.keep_bytes // 8)):
+        if put.records and size < CHUNK_BYTES and (size < CHUNK_BYTES_MIN or size < put.keep_bytes // 8):
             data = put.separator.join(put.records)
             entry = Entry(sid, put.position, put.time_ms, pack_sizes(put.records), data, put.state, put.meta)
             if new is None:
