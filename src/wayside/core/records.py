@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -13,6 +13,7 @@ import msgspec
 from wayside.core.errors import BadRequest, NotFound, TooLarge
 
 __all__ = [
+    "batches_from",
     "JSON",
     "Append",
     "Appended",
@@ -214,6 +215,22 @@ class Batch(msgspec.Struct, eq=False, gc=False):  # a Struct, as one is made for
 
     def __repr__(self) -> str:
         return f"<Batch {self.position}..{self.end} {self.size} bytes>"
+
+
+def batches_from(batches: Iterable[Batch], position: int, bytes_max: int, records_max: int) -> list[Batch]:
+    """What comes after ``position`` in ``batches``: about so many bytes, at most so many records, at least one batch."""
+    found: list[Batch] = []
+    for batch in batches:
+        if batch.end <= position:
+            continue
+        if found and (bytes_max <= 0 or records_max <= 0):
+            break
+        batch = batch.since(position)
+        batch = batch.until(batch.position + records_max)
+        found.append(batch)
+        bytes_max -= batch.size
+        records_max -= batch.count
+    return found
 
 
 class Record(NamedTuple):

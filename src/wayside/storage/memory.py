@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from wayside.core.engine import Abilities, Change, Head, Outcome, Put, Stored, TailMoved
 from wayside.core.errors import Gone
-from wayside.core.records import Batch
+from wayside.core.records import Batch, batches_from
 
 __all__ = ["MemoryEngine"]
 
@@ -98,18 +98,7 @@ class MemoryEngine:
             raise Gone(f"{path} is another stream now, or none.", code="stream-recreated")
         if position < kept.head.start:
             raise Gone(f"{path} begins at {kept.head.start}.", code="offset-expired")
-        found: list[Batch] = []
-        for batch in kept.batches:
-            if batch.end <= position:
-                continue
-            if found and (bytes_max <= 0 or records_max <= 0):
-                break
-            batch = batch.since(position)
-            batch = batch.until(batch.position + records_max)
-            found.append(batch)
-            bytes_max -= batch.size
-            records_max -= batch.count
-        return found
+        return batches_from(kept.batches, position, bytes_max, records_max)
 
     async def find_batch(self, path: str, sid: int, position: int, id: str) -> int | None:
         kept = self._kept.get(path)

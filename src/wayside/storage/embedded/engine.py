@@ -30,7 +30,7 @@ from wayside.core.engine import (
     Unit,
 )
 from wayside.core.errors import Conflict, Gone, Refusal
-from wayside.core.records import Batch
+from wayside.core.records import Batch, batches_from
 from wayside.storage.embedded.files import CHECKED_VFS
 from wayside.storage.embedded.history import History
 from wayside.storage.embedded.store import Store
@@ -200,15 +200,7 @@ class EmbeddedEngine:
         if position < sealed:
             separator = b"," if head.config.is_json else b""
             return await self.look_up(lambda: self.heads.read(sid, position, bytes_max, records_max, separator))
-        found: list[Batch] = []
-        for batch in batches:
-            if batch.end > position and (not found or bytes_max > 0 < records_max):
-                batch = batch.since(position)
-                batch = batch.until(batch.position + records_max)
-                found.append(batch)
-                bytes_max -= batch.size
-                records_max -= batch.count
-        return found
+        return batches_from(batches, position, bytes_max, records_max)
 
     async def find_batch(self, path: str, sid: int, position: int, id: str) -> int | None:
         """There are no names here: no answer of this engine is lost."""
