@@ -354,9 +354,10 @@ class Hub:
         if self.handlers:
             parts.worker.join()
         parts.operations.ready = True
-        if self.subscribes:
-            for subscription in list(self.subscribed.values()):
-                await parts.subscribers.add(subscription)
+        begun = 0
+        while self.subscribes and begun < len(self.subscribed):  # more may be declared meanwhile
+            await parts.subscribers.add([*self.subscribed.values()][begun])
+            begun += 1
         self._starting = None
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.support.waiting import until
+from tests.support.waiting import turns, until
 from wayside import Delivery, Hub, Reject, Retry
 from wayside.testing import TestHub, point
 
@@ -287,6 +287,24 @@ async def test_records_leave_threads_to_the_calls_that_they_wait_for(monkeypatch
 
 
 # -- declaring
+
+
+@pytest.mark.parametrize("later", range(0, 60, 3))
+async def test_a_handler_may_be_declared_while_its_hub_starts(later: int) -> None:
+    """At whatever moment: it is given records."""
+    hub = subscribed(lambda order: None)
+    starting = asyncio.create_task(hub.start())
+    await turns(later)
+    seen: list[int] = []
+
+    @hub.subscribe("orders/*", group="late")
+    async def note(order: Order) -> None:
+        seen.append(order.n)
+
+    await starting
+    await hub.publish("orders/eu", {"n": 7})
+    await until(lambda: seen == [7])
+    await hub.close()
 
 
 async def test_a_group_is_called_like_its_function_unless_it_has_a_name() -> None:
