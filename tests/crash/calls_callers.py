@@ -15,6 +15,7 @@ import httpx
 
 import wayside
 from tests.crash.calls_oracle import answer_of
+from tests.support.killed import client_of_killed
 from wayside import CallCancelled, CallHandle, Client, Refusal, UnknownOutcome
 from wayside.calls.call import keyed_id
 from wayside.client.calls import Via
@@ -251,7 +252,7 @@ class Plain(Caller):
     """Over HTTP: asks for an asynchronous call, and with a key again until it is taken."""
 
     async def run(self) -> None:
-        async with httpx.AsyncClient(timeout=20) as client:
+        async with client_of_killed(20) as client:
             while not self.stopping:
                 await self.rest()
                 await self._submit(client, self.again() or self.new(keyed=self.random.random() < 0.6))

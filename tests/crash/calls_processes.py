@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 
 from tests.crash.calls_app import LEASE_S
+from tests.support.killed import client_of_killed
 from tests.support.processes import ROOT, free_port
 
 START_S = 60.0
@@ -76,7 +77,7 @@ class Process:
 
     async def serves(self, url: str) -> None:
         """Wait until a hub answers there, which is this process."""
-        async with asyncio.timeout(START_S), httpx.AsyncClient() as client:
+        async with asyncio.timeout(START_S), client_of_killed() as client:
             while True:
                 self.require_alive()
                 try:

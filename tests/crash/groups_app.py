@@ -27,6 +27,7 @@ import uvloop
 
 import wayside
 from tests.crash.calls_processes import CRASHED
+from tests.support.killed import client_of_killed
 from wayside import Client, Hub, Limits, Refusal
 from wayside.cli.process import configure_logs, leave, stop_event
 from wayside.cli.serve import serve_hub
@@ -301,7 +302,7 @@ class Plain(Working):
 
 
 async def run_plain(url: str, notes: Notes) -> None:
-    async with httpx.AsyncClient(timeout=20) as client:
+    async with client_of_killed(20) as client:
         plain = Plain(notes, url, client)
         await _all(plain.run(group) for group in GROUPS)
 

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 import wayside
+from tests.support.killed import client_of_killed
 from wayside import Client, Refusal, UnknownOutcome
 from wayside.core.metadata import Publication
 
@@ -151,7 +152,7 @@ class Posted(Publisher):
     """Over HTTP, several records with one request."""
 
     async def run(self) -> None:
-        async with httpx.AsyncClient(timeout=20) as client:
+        async with client_of_killed(20) as client:
             while not self.stopping:
                 await self.rest()
                 first = self.new()

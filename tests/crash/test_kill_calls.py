@@ -26,6 +26,7 @@ from tests.crash.calls_app import CAPACITY, LONG_S
 from tests.crash.calls_callers import PARAMETERS, SETTLE_S, Blocking, Caller, Channelled, Plain
 from tests.crash.calls_oracle import FINAL, Attempt, Execution, Noted, Story, steps_of
 from tests.crash.calls_processes import Process, Stage
+from tests.support.killed import client_of_killed
 from wayside import CallHandle, Client
 
 KILLS = int(os.environ.get("WAYSIDE_CRASH_CALL_KILLS", "25"))
@@ -160,7 +161,7 @@ async def test_each_call_ends_once(tmp_path: Path) -> None:
     kinds = {"first": Channelled, "second": Channelled, "plain": Plain, "blocking": Blocking}
     callers: list[Caller] = [kind(stage.url, name, SEED) for name, kind in kinds.items()]
     try:
-        async with httpx.AsyncClient(timeout=30) as client:
+        async with client_of_killed(30) as client:
             await stage.ready()
             await _wait_for_services(client, stage)
             running = [asyncio.create_task(caller.run()) for caller in callers]
@@ -234,7 +235,7 @@ async def test_a_late_result_is_refused(tmp_path: Path) -> None:
     stage = Stage(tmp_path, random.Random(SEED), 2)
     try:
         await stage.ready()
-        async with httpx.AsyncClient(timeout=30) as client, wayside.connect(stage.url) as hub:
+        async with client_of_killed(30) as client, wayside.connect(stage.url) as hub:
             late = 0
             async with asyncio.timeout(2 * SETTLE_S):
                 while not late:  # where it had nothing to end by then, it is stopped again
@@ -257,7 +258,7 @@ async def test_steps_find_a_place(tmp_path: Path) -> None:
     stage = Stage(tmp_path, random.Random(SEED), 1)
     try:
         await stage.ready()
-        async with httpx.AsyncClient(timeout=30) as client, wayside.connect(stage.url) as hub:
+        async with client_of_killed(30) as client, wayside.connect(stage.url) as hub:
             await _wait_for_services(client, stage)
             handles = [await hub.submit("pipe", number) for number in range(4 * CAPACITY)]
             results = [await handle.result(SETTLE_S) for handle in handles]

@@ -26,6 +26,7 @@ from tests.crash.calls_processes import Process, Stage
 from tests.crash.groups_app import DEAD, GROUPS, LEASE_S, ORDERED, OUT, TRANSFORM
 from tests.crash.groups_oracle import EXTRA, Story, read_notes, violations
 from tests.crash.groups_publishers import Bare, Named, Posted, Publisher, by_stream
+from tests.support.killed import client_of_killed
 from tests.support.processes import free_port
 from wayside import Client
 
@@ -311,7 +312,7 @@ async def test_a_hub_is_killed_while_a_record_dies(tmp_path: Path, point: str) -
     processes = [Process(tmp_path / "first.said", Cast.app, *arguments, point, "-")]
     try:
         await processes[0].serves(url)
-        async with httpx.AsyncClient(timeout=30) as client:
+        async with client_of_killed(30) as client:
             stream = "work/a"
             await client.put(
                 f"{url}/v1/stream/{stream}", headers={"Content-Type": "application/json"}, content="[0,1,2]"
