@@ -12,15 +12,17 @@ import pytest
 
 from tests.support.foreign import ForeignEngine
 from wayside.core.callbacks import asked
-from wayside.core.errors import BadRequest, Conflict, Gone, NotFound, TooLarge
+from wayside.core.errors import BadRequest, Conflict, Gone, NotFound, Overloaded, TooLarge
+from wayside.core.limits import Limits
 from wayside.core.records import JSON, Append, Appended, Create, Durability, Meta, Producer, StreamConfig
+from wayside.streams import optimistic
 from wayside.streams.streams import Streams
 
 CONFIG = StreamConfig(content_type=JSON)
 
 
-async def opened(engine: ForeignEngine) -> Streams:
-    log = Streams(engine)
+async def opened(engine: ForeignEngine, limits: Limits | None = None) -> Streams:
+    log = Streams(engine, limits=limits)
     log.start()
     await log.ready()
     return log
@@ -267,5 +269,87 @@ async def test_a_reader_of_a_stream_that_was_made_anew_is_told(engine: ForeignEn
     assert old.deleted
     with pytest.raises(Gone):
         two.find("s").resolve(offset)
+    await one.close()
+    await two.close()
+
+
+async def test_a_deletion_is_answered_after_an_append_that_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits behind an append has its turn, whatever became of that."""
+    monkeypatch.setattr(optimistic, "PATIENCE_S", 0.05)
+    engine = ForeignEngine()
+    log = await opened(engine)
+    await create(log, "s")
+
+    async def unanswered(_puts: Any) -> Any:
+        raise TimeoutError
+
+    monkeypatch.setattr(engine, "commit", unanswered)
+    appending = asyncio.create_task(append(log, "s", b"1"))
+    await asyncio.sleep(0)
+    await asked(partial(log.delete, "s"))
+    with pytest.raises(Overloaded, match="does not answer"):
+        await appending
+    with pytest.raises(NotFound):
+        log.find("s")
+    await log.close()
+
+
+async def test_what_was_accepted_goes_to_the_stream_that_was_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every append is answered, and there: it was accepted, so it needs no room again."""
+    engine = ForeignEngine()
+    one, two = await opened(engine, Limits(uncommitted_bytes_max=15)), await opened(engine)
+    engine.silent = True
+    await create(one, "s")
+    commit, turn = engine.commit, asyncio.Event()
+
+    async def late(puts: Any) -> Any:
+        await turn.wait()
+        return await commit(puts)
+
+    monkeypatch.setattr(engine, "commit", late)
+    appending = [asyncio.create_task(append(one, "s", each)) for each in (b'"10 bytes"', b'"a larger one: 20 b"')]
+    await asyncio.sleep(0.01)
+    with pytest.raises(Overloaded):
+        await append(one, "s", b"1")
+    await asked(partial(two.refresh, "s"))
+    await asked(partial(two.delete, "s"))
+    await create(two, "s")
+    turn.set()
+    offsets = [str(appended.offset) for appended in await asyncio.gather(*appending)]
+    assert await rows(one, "s") == [*zip(offsets, [b'"10 bytes"', b'"a larger one: 20 b"'], strict=True)]
+    assert one.statistics().uncommitted_bytes == 0
+    await one.close()
+    await two.close()
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, TimeoutError, ConnectionError])
+async def test_an_engine_is_asked_again_whatever_it_raises(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """A client library whose connection is closed under it cancels whoever waits for it."""
+    engine = ForeignEngine()
+    one, two = await opened(engine), await opened(engine)
+    engine.silent = True
+    failing = Counter[str]()
+
+    def fails_twice(name: str) -> None:
+        ask = getattr(engine, name)
+
+        async def asks(*arguments: Any) -> Any:
+            failing[name] += 1
+            if failing[name] < 3:
+                raise error
+            return await ask(*arguments)
+
+        monkeypatch.setattr(engine, name, asks)
+
+    for name in ("create", "commit", "find_batch", "head", "read", "delete"):
+        fails_twice(name)
+    await create(one, "s")
+    appended = await append(one, "s", b"1")
+    await asked(partial(two.refresh, "s"))
+    assert await rows(two, "s") == [(str(appended.offset), b"1")]
+    await asked(partial(two.delete, "s"))
+    assert all(failing[name] >= 3 for name in ("create", "commit", "find_batch", "head", "read", "delete")), failing
     await one.close()
     await two.close()

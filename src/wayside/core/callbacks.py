@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Done", "asked", "guarded", "report"]
+__all__ = ["Done", "asked", "being_cancelled", "guarded", "report"]
 
 Done = Callable[[Any], None]
 """Called once, from the event loop, with a result or with an exception *instance*. Never raises."""
@@ -27,6 +27,13 @@ def guarded(call: Callable[[], object]) -> None:
 def report(error: Exception, call: object) -> None:
     """Tell the event loop's exception handler."""
     asyncio.get_running_loop().call_exception_handler({"message": f"{call!r} failed", "exception": error})
+
+
+def being_cancelled() -> bool:
+    """Whether the task that runs is being cancelled. Where not, a ``CancelledError`` is a failure of what it waits for, such
+    as a client library whose connection was closed under it."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def asked(begin: Callable[[Callable[[Any], None]], object]) -> Any:

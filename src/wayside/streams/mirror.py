@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
+from wayside.core.callbacks import being_cancelled
 from wayside.core.clock import Clock
 from wayside.core.engine import Engine, Head
 from wayside.streams.catalog import Catalog
@@ -68,9 +69,8 @@ class Mirror:
         while True:
             try:
                 await self._take()
-            except BaseException as error:
-                task = asyncio.current_task()
-                if not self._known.is_set() or (task is not None and task.cancelling()):
+            except (Exception, asyncio.CancelledError) as error:
+                if not self._known.is_set() or being_cancelled():
                     raise
                 _log.warning("engine-feed-broken", error=str(error))
             await asyncio.sleep(AGAIN_S)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from wayside.core.callbacks import Done, guarded, report
+from wayside.core.callbacks import Done, being_cancelled, guarded, report
 from wayside.core.clock import Clock
 from wayside.core.engine import Engine, Head, Outcome, Put, Stored, TailMoved, Unknown
 from wayside.core.errors import BadRequest, Overloaded, Refusal, StoreFailed, TooLarge
@@ -164,7 +164,9 @@ class OptimisticCommits:
                     raise
                 if loop.time() > until:
                     raise unreachable(refusal) from refusal
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if being_cancelled():
+                    raise
                 if loop.time() > until:
                     raise unreachable(error) from error
             await asyncio.sleep(pause)
@@ -238,15 +240,17 @@ class OptimisticCommits:
         if other is None or other is line.stream or not other.awaited or other.gone:
             raise no_such_stream(line.stream.path)
         line.items.popleft()
-        self.uncommitted_bytes -= item.size
-        self.append(other, item.append, item.identity, item.done)
+        item.records = None  # they were cut as the other stream had them
+        self._line(other).items.append(item)  # it was accepted: there is room for it
 
     def _answer(self, line: _Line, answer: Appended | Exception) -> None:
         item = line.items.popleft()
         if isinstance(item, _Item):
             self.uncommitted_bytes -= item.size
             guarded(partial(item.done, answer))
-        elif isinstance(item, asyncio.Future) and isinstance(answer, Exception) and not item.done():
+        elif not isinstance(item, asyncio.Future):
+            guarded(item)  # what it waited for is answered, however that is
+        elif isinstance(answer, Exception) and not item.done():
             item.set_exception(answer)
 
     def _cut(self, stream: Stream, item: _Item) -> None:
@@ -455,9 +459,8 @@ class OptimisticCommits:
             if len(outcomes) != len(puts):
                 raise RuntimeError(f"The engine answered {len(outcomes)} of {len(puts)} batches.")
             return [*outcomes]
-        except BaseException as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+        except (Exception, asyncio.CancelledError) as error:
+            if being_cancelled():
                 raise
             if len(puts) > 1:
                 return [outcome for put in puts for outcome in await self._outcomes([put])]
